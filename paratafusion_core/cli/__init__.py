@@ -1,0 +1,84 @@
+"""The command ``paratafusion``: demo, sample, bench, train-demo. Bad input ends with one sentence and exit code 2."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import NoReturn
+
+from ..options import PRESETS, SOLVERS
+from ..schedules import SCHEDULES
+from . import bench, demo, sample, train
+
+
+class _Parser(argparse.ArgumentParser):
+    """One sentence instead of the usage text."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}\n")
+
+
+def _window(text: str) -> int | str:
+    return text if text in ("full", "auto") else int(text)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="paratafusion", description="Diffusion sampling solved in parallel.")
+    commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser)
+
+    show = commands.add_parser("demo", help="draw a prompt step by step and in parallel, and compare")
+    show.add_argument("--prompt", default="large red ring")
+    show.add_argument("--steps", type=int, default=50)
+    show.add_argument("--seed", type=int, default=0)
+    show.add_argument("--out", default="paratafusion-demo", help="folder for the pictures and report.json")
+    show.add_argument("--json", action="store_true", help="print the report on standard output")
+    show.set_defaults(run=demo.run)
+
+    one = commands.add_parser("sample", help="one run, with every option")
+    one.add_argument("--prompt", required=True)
+    one.add_argument("--model", choices=("demo", "mixture"), default="demo")
+    one.add_argument("--sampler", choices=tuple(sample.SAMPLERS), default="ddim")
+    one.add_argument("--schedule", choices=tuple(SCHEDULES), default="normal")
+    one.add_argument("--steps", type=int, default=50)
+    one.add_argument("--cfg", type=float, default=4.0)
+    one.add_argument("--solver", choices=SOLVERS, default="quasi-newton")
+    one.add_argument("--window", type=_window, default=8, metavar="N|full|auto")
+    one.add_argument("--preset", choices=tuple(PRESETS), default="balanced")
+    one.add_argument("--tol", type=float)
+    one.add_argument("--order", type=int, metavar="K")
+    one.add_argument("--history", type=int, metavar="M")
+    one.add_argument("--rows", type=int, help="for the collocation solver of a later version")
+    one.add_argument("--target", type=float, metavar="DB", help="for the collocation solver of a later version")
+    one.add_argument("--max-rounds", type=int)
+    one.add_argument("--dtype", choices=("float32", "float64"), default="float32")
+    one.add_argument("--batch", type=int, default=1)
+    one.add_argument("--seed", type=int, default=0)
+    one.add_argument("--out", default="paratafusion-sample")
+    one.add_argument("--compare", action="store_true", help="also run sequentially and report the differences")
+    one.add_argument("--json", action="store_true", help="print the report on standard output")
+    one.set_defaults(run=sample.run)
+
+    many = commands.add_parser("bench", help="solvers x samplers x steps into a table")
+    many.add_argument("--suite", choices=tuple(bench.SUITES), default="quick")
+    many.add_argument("--seeds", type=int, default=8)
+    many.add_argument("--out", default="paratafusion-bench", help="folder for the json lines and the table")
+    many.add_argument("--json", action="store_true", help="print the json lines on standard output")
+    many.set_defaults(run=bench.run)
+
+    learn = commands.add_parser("train-demo", help="train the embedded network again")
+    learn.add_argument("--out", required=True, help="folder outside the repository, for checkpoints and weights")
+    learn.add_argument("--steps", type=int)
+    learn.add_argument("--device", default="cpu")
+    learn.set_defaults(run=train.run)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; returns the exit code: 0, or 2 after bad input."""
+    arguments = _parser().parse_args(argv)
+    try:
+        arguments.run(arguments)
+    except (ValueError, OSError) as error:
+        print(f"paratafusion {arguments.command}: {error}", file=sys.stderr)
+        return 2
+    return 0

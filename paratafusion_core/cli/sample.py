@@ -1,0 +1,178 @@
+"""``paratafusion sample``: one run with every option, also the ground that demo and bench stand on."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from .. import schemes
+from ..demo import model
+from ..demo.mixture import Mixture
+from ..denoisers import Denoise
+from ..errors import check_count
+from ..noise import draw
+from ..options import Options
+from ..plots import picture, save_png
+from ..schedules import SCHEDULES
+from ..solve import Progress, Solution, solve
+from ..system import System
+from ..trajectory import write_atomically
+
+#: Each from (x0, sigmas, noise [K, B, ...], flow).
+SAMPLERS: dict[str, Callable[[Tensor, Tensor, Tensor, bool], System]] = {
+    "ddim": lambda x, s, n, flow: schemes.ddim(x, s, flow=flow),
+    "ddpm": lambda x, s, n, flow: schemes.ddpm(x, s, noise=n, flow=flow),
+    "euler": lambda x, s, n, flow: schemes.euler(x, s, flow=flow),
+    "dpmpp_2m": lambda x, s, n, flow: schemes.dpmpp_2m(x, s, flow=flow),
+    "dpmpp_2m_sde": lambda x, s, n, flow: schemes.dpmpp_2m_sde(x, s, noise=n, flow=flow),
+}
+
+
+@dataclass(frozen=True)
+class Task:
+    """A picture to draw: ``system`` and ``denoise`` for the engine, and what its figures refer to.
+
+    Attributes:
+        peak: of PSNR; None for the reference's own range. data_rms: of clean data. flow: kind of states.
+    """
+
+    system: System
+    denoise: Denoise
+    peak: float | None
+    data_rms: float
+    flow: bool
+
+
+def make_task(
+    prompt: str,
+    sampler: str = "ddim",
+    schedule: str = "normal",
+    steps: int = 50,
+    cfg: float = 4.0,
+    seed: int = 0,
+    kind: str = "demo",
+    dtype: torch.dtype = torch.float32,
+    batch: int = 1,
+    network: model.DemoNet | None = None,
+) -> Task:
+    """Set a run up; the demo network is loaded unless ``network`` is given.
+
+    Raises:
+        ValueError: an input is out of bounds.
+    """
+    sigmas, flow = SCHEDULES[schedule](steps), schedule == "flow"
+    check_count("batch", batch)
+    if kind == "mixture":
+        mixture = Mixture.make()
+        if flow:
+            raise ValueError("schedule is 'flow'; normal, karras or uniform is allowed for model mixture")
+        denoise, shape, peak, rms = (
+            mixture.denoiser(mixture.label_of(prompt), cfg),
+            mixture.shape,
+            None,
+            mixture.data_rms,
+        )
+    else:
+        network = network or model.load(dtype=dtype)
+        denoise, shape, peak, rms = model.denoiser(network, prompt, cfg, batch, flow), model.SHAPE, 2.0, model.DATA_RMS
+    start, noise = draw(seed, batch, shape, steps)
+    x0 = start.to(dtype) * (1.0 if flow else float(sigmas[0]))
+    return Task(SAMPLERS[sampler](x0, sigmas, noise.to(dtype), flow), denoise, peak, rms, flow)
+
+
+def play(task: Task, options: Options, label: str, quiet: bool = False, **more: Any) -> Solution:
+    """Solve with a progress bar (on standard error) that counts final rows."""
+    options = replace(options, flow=task.flow, data_rms=task.data_rms)
+    inner = more.pop("callback", None)
+    with tqdm(total=task.system.evaluations, desc=label, unit="row", disable=quiet, leave=False) as bar:
+
+        def tick(progress: Progress) -> None:
+            bar.set_postfix(rounds=progress.round, nfe=progress.nfe, refresh=False)
+            bar.update(progress.frozen - bar.n)
+            if inner is not None:
+                inner(progress)
+
+        return solve(task.system, task.denoise, options, callback=tick, **more)
+
+
+def kernel_floor(task: Task, reference: Tensor, rows: int) -> float:
+    """What the model's kernels alone change: sequential, each row evaluated within a batch of ``rows`` copies.
+
+    The largest difference from ``reference``, which evaluated one row a call.
+    """
+
+    def padded(x: Tensor, sigma: Tensor) -> Tensor:
+        return task.denoise(x.expand(rows, *x.shape[1:]).contiguous(), sigma.expand(rows))[:1]
+
+    options = Options(solver="sequential", flow=task.flow)
+    result = solve(task.system, padded, options, keep_trajectory=False).x
+    return float((result - reference).abs().max())
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """The command. Raises ValueError on bad input, before anything is written."""
+    options = Options(
+        solver=arguments.solver,
+        preset=arguments.preset,
+        tol=arguments.tol,
+        window=arguments.window,
+        history=arguments.history,
+        order=arguments.order,
+        max_rounds=arguments.max_rounds,
+        rows=arguments.rows,
+        target_db=arguments.target,
+    )
+    task = make_task(
+        arguments.prompt,
+        arguments.sampler,
+        arguments.schedule,
+        arguments.steps,
+        arguments.cfg,
+        arguments.seed,
+        arguments.model,
+        getattr(torch, arguments.dtype),
+        arguments.batch,
+    )
+    solution = play(task, options, arguments.solver)
+    report = solution.report
+    if arguments.compare:
+        reference = play(task, Options(solver="sequential"), "sequential")
+        report.compare(solution.x, reference.x, task.peak)
+        report.measured_speedup = reference.report.seconds / max(report.seconds, 1e-9)
+        widest = max(report.window_per_round)
+        report.kernel_floor = kernel_floor(task, reference.x, widest)
+    out = Path(arguments.out)
+    out.mkdir(parents=True, exist_ok=True)
+    write_atomically(out / "result.safetensors", {"samples": solution.x.cpu()}, {"sampler": report.sampler})
+    save_png(out / "result.png", picture(solution.x))
+    write_json(out / "report.json", report.to_dict())
+    if arguments.json:
+        print(json.dumps(report.to_dict()))
+    else:
+        _tell(solution, out)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write beside ``path`` and rename."""
+    scratch = path.with_name(path.name + ".part")
+    scratch.write_text(json.dumps(value, indent=1), encoding="utf-8")
+    scratch.replace(path)
+
+
+def _tell(solution: Solution, out: Path) -> None:
+    report = solution.report
+    line = f"{report.sampler}: {report.rounds} rounds, {report.nfe} rows evaluated ({report.sequential_nfe} one by one)"
+    print(f"{line}, {report.seconds:.2f} s, {report.status}")
+    if report.max_abs is not None:
+        psnr = "equal" if report.psnr_db == float("inf") else f"PSNR {report.psnr_db:.1f} dB"
+        kernels = f"kernels alone {report.kernel_floor:.2e}"
+        print(f"against sequential: {psnr}, largest difference {report.max_abs:.2e} ({kernels})")
+    print(f"written to {out.name}/: result.png, result.safetensors, report.json")

@@ -1,0 +1,86 @@
+"""Any noise-, v-, x0- or flow-predicting model as the engine's ``denoise(x [W, B, ...], sigma [W])``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from .errors import check_choice, check_real
+from .schedules import timestep_of
+
+Denoise = Callable[[Tensor, Tensor], Tensor]
+#: What a network computes: ``(x [N, ...], time [N]) -> [N, ...]``.
+Network = Callable[[Tensor, Tensor], Tensor]
+PREDICTIONS = ("eps", "v", "x0", "flow")
+
+
+def from_network(
+    network: Network,
+    prediction: str,
+    *,
+    dtype: torch.dtype | None = None,
+    time: Callable[[Tensor], Tensor] | None = None,
+) -> Denoise:
+    """Wrap a network that takes scaled pictures and times.
+
+    With alpha = 1 / sqrt(1 + sigma^2), the network is shown ``alpha x`` and predicts ``eps``, ``v = alpha eps - alpha
+    sigma x0`` or ``x0`` of a VE-scaled x; for ``flow`` it is shown x itself and predicts ``eps - x0``.
+
+    Args:
+        network: the rows of a call are ``[w, b]`` flattened, b fastest; it must treat them independently.
+        prediction: one of ``PREDICTIONS``.
+        dtype: of what the network is shown (float16, bfloat16, ..); states and the formulas keep the state's dtype.
+        time: sigma -> the network's time, float64 in and out; SD's timesteps by default, sigma itself for flow.
+
+    Raises:
+        ValueError: ``prediction`` is unknown.
+    """
+    check_choice("prediction", prediction, PREDICTIONS)
+    clock = time or ((lambda sigma: sigma) if prediction == "flow" else timestep_of)
+
+    def denoise(x: Tensor, sigma: Tensor) -> Tensor:
+        W, B = x.shape[:2]
+        # float64 where there is one; on the device, so that no synchronisation is needed
+        level = sigma.detach().to(x.device, torch.float32 if x.device.type == "mps" else torch.float64)
+        alpha = torch.ones_like(level) if prediction == "flow" else (1 + level**2).rsqrt()
+
+        def per_row(value: Tensor) -> Tensor:
+            return value.to(x.device, x.dtype).reshape(W, *[1] * (x.ndim - 1))
+
+        shown = (x * per_row(alpha)).flatten(0, 1).to(dtype or x.dtype)
+        when = clock(level).repeat_interleave(B).to(x.device, torch.float32)
+        out = network(shown, when).to(x.dtype).unflatten(0, (W, B))
+        if prediction == "x0":
+            return out
+        if prediction == "v":
+            return x * per_row(alpha**2) - out * per_row(alpha * level)
+        return x - out * per_row(level)
+
+    return denoise
+
+
+def guided(network: Callable[[Tensor, Tensor, Tensor], Tensor], cond: Tensor, uncond: Tensor, scale: float) -> Network:
+    """Classifier-free guidance (arXiv 2207.12598): ``u + scale (c - u)``, both halves in one call.
+
+    Args:
+        network: ``(x [N, ...], time [N], context [N, ...])``.
+        cond, uncond: contexts ``[B, ...]`` of the images of a batch; rows repeat them with b fastest.
+        scale: guidance scale; at 1 the unconditional half is not computed.
+
+    Raises:
+        ValueError: ``scale`` is not finite.
+    """
+    check_real("cfg", scale)
+
+    def call(x: Tensor, time: Tensor) -> Tensor:
+        rows = x.shape[0] // cond.shape[0]
+        c = cond.to(x.device).repeat(rows, *[1] * (cond.ndim - 1))
+        if scale == 1.0:
+            return network(x, time, c)
+        u = uncond.to(x.device).repeat(rows, *[1] * (uncond.ndim - 1))
+        yes, no = network(torch.cat([x, x]), torch.cat([time, time]), torch.cat([c, u])).chunk(2)
+        return no + scale * (yes - no)
+
+    return call

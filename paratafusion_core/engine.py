@@ -1,0 +1,266 @@
+"""One round of the parallel solver: evaluate the window, correct it, freeze, fold, and fill the next window.
+
+Everything here works on flat states ``[rows, B, d]``. What a round costs beside the model call is a fixed number of
+tensor operations and one synchronisation, whatever the window; only the bit-exact mode adds up row by row.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .denoisers import Denoise
+from .devices import send
+from .rows import Scales, Window
+from .solvers import Solver
+
+#: A row whose state would move by more than this many times its own size is refilled instead.
+EXPLODED = 20.0
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What stays the same during a run, except that ``S`` takes up each frozen row's D.
+
+    Attributes:
+        S: ``[K+1, B, d]`` working copy.
+        C: ``[K+1, K]`` float64 on the CPU.
+        sigmas: ``[K]`` as the model is shown them.
+        scales: per-row constants.
+        shape: ``[B, ...]`` of a state.
+        denoise, solver: of the run.
+        tolerance: of the freeze rule.
+        exact: add up row by row, in the sequential order, and freeze only what is equal to the bit.
+        warm: ``[K, B, d]`` D of an earlier run on the CPU, or None.
+    """
+
+    S: Tensor
+    C: Tensor
+    sigmas: Tensor
+    scales: Scales
+    shape: torch.Size
+    denoise: Denoise
+    solver: Solver
+    tolerance: float
+    exact: bool
+    warm: Tensor | None
+
+    @property
+    def total(self) -> int:
+        """K."""
+        return self.C.shape[1]
+
+
+@dataclass(frozen=True)
+class Front:
+    """The window before a round.
+
+    Attributes:
+        first: p, its first row.
+        x: ``[n, B, d]`` the states.
+        state: the solver's.
+        D: ``[n, B, d]`` with the rows that need no evaluation filled in, or None.
+        stale: which rows need one; None for all.
+    """
+
+    first: int
+    x: Tensor
+    state: Any
+    D: Tensor | None = None
+    stale: Tensor | None = None
+
+    @property
+    def stop(self) -> int:
+        return self.first + len(self.x)
+
+
+@dataclass(frozen=True)
+class Round:
+    """What a round found.
+
+    Attributes:
+        D: ``[n, B, d]`` as evaluated.
+        corrected: ``[n, B, d]`` D after the solver's correction.
+        moved: ``[n, B, d]`` states that the solver moved itself, or None: they follow from ``corrected``.
+        state: the solver's.
+        frozen: leading rows that are final now. good: leading rows that are finite and tame.
+        residual: of each row. evaluated: rows that were. model_seconds: their wall time.
+    """
+
+    D: Tensor
+    corrected: Tensor
+    moved: Tensor | None
+    state: Any
+    frozen: int
+    good: int
+    residual: list[float]
+    evaluated: int
+    model_seconds: float
+
+
+def play(problem: Problem, front: Front) -> Round:
+    """Evaluate the window and correct it (steps 1 and 2 of a round).
+
+    Raises:
+        ValueError: ``denoise`` returned another shape, or its first row, whose state is exact, is not finite.
+    """
+    n, first = len(front.x), front.first
+    begin = time.perf_counter()
+    D, evaluated = _evaluate(problem, front)
+    seconds = time.perf_counter() - begin
+    # a row that is not finite holds the D of the last row before it that is
+    ok = D.flatten(1).isfinite().all(1)
+    D = D[torch.where(ok, torch.arange(n, device=D.device), 0).cummax(0).values]
+    C = problem.C[first : front.stop, first : front.stop]
+    S = problem.S[first : front.stop]
+    if problem.exact:
+        r = _add_in_order(S.clone(), C, D) - front.x
+        ok = torch.stack([ok, (r == 0).flatten(1).all(1)])
+    else:
+        r = _matmul(C, D, S - front.x)
+    window = Window(first, front.stop, C, problem.scales.rows(first, front.stop), front.x.shape[-1])
+    measured = problem.solver.measure(window, front.x, D, r, front.state)
+    packed = torch.cat([measured.numbers.flatten(), ok.flatten().to(D.dtype)]).cpu().double()
+    if D.device.type != "cpu":
+        seconds = time.perf_counter() - begin  # the copy waited for the device
+    numbers = packed[: measured.numbers.numel()].reshape(measured.numbers.shape)
+    flags = packed[measured.numbers.numel() :].reshape(-1, n) > 0
+    if not flags[0, 0]:
+        level = float(problem.scales.sigma[first])
+        raise ValueError(
+            f"denoise returned NaN or infinity at row {first} (sigma {level:g}); finite values are allowed"
+        )
+
+    step = problem.solver.step(window, numbers, measured.state)
+    good = _leading(flags[0] & (step.growth <= EXPLODED))
+    calm = flags[1] if problem.exact else step.residual <= problem.tolerance
+    frozen = min(max(_leading(calm), 1), good)
+    correction = (send(step.weights, D) @ measured.basis).transpose(0, 1)
+    moved = front.x + correction if problem.solver.moves_x else None
+    corrected = D if problem.solver.moves_x else D + correction
+    if good < n:
+        corrected = torch.cat([corrected[:good], corrected[good - 1 : good].expand(n - good, -1, -1)])
+    residual = step.residual.tolist()
+    return Round(D, corrected, moved, measured.state, frozen, good, residual, evaluated, seconds)
+
+
+def fold(problem: Problem, first: int, D: Tensor) -> None:
+    """Freeze: add the final ``D [f, B, d]`` of rows ``first..`` to all later states, ``S_k += sum C[k,i] D_i``."""
+    stop = first + len(D)
+    if problem.exact:
+        for i, row in enumerate(D, start=first):
+            _add_row(problem.S[i + 1 :], problem.C[i + 1 :, i], row)
+    else:
+        problem.S[stop:] = _matmul(problem.C[stop:, first:stop], D, problem.S[stop:])
+
+
+def opening(problem: Problem, stop: int) -> Front:
+    """The first window, rows ``0..stop-1``: stepped with the earlier run's D, or with D = 0."""
+    x = problem.S[:stop].clone()
+    if problem.warm is not None:
+        x = _matmul(problem.C[:stop, :stop], send(problem.warm[:stop], x), x)
+    return Front(0, x, problem.solver.start())
+
+
+def advance(problem: Problem, front: Front, done: Round, stop: int) -> Front:
+    """The next window, up to row ``stop``; its first row is exact. Call after :func:`fold`."""
+    first = front.first + done.frozen
+    x = fill(problem, front, done, first, stop)
+    kept = max(min(done.good, stop - front.first) - done.frozen, 0)
+    state = problem.solver.slide(done.state, done.frozen, kept, stop - first)
+    if done.moved is not None and kept > 1:
+        x[1:kept] = done.moved[done.frozen + 1 : done.frozen + kept]
+    if not problem.exact or kept == 0:
+        return Front(first, x, state)
+    same = (x[:kept] == front.x[done.frozen : done.frozen + kept]).flatten(1).all(1)
+    stale = torch.ones(len(x), dtype=torch.bool)
+    stale[:kept] = ~same.cpu()
+    D = torch.zeros_like(x)
+    D[:kept] = done.D[done.frozen : done.frozen + kept]
+    return Front(first, x, state, D, stale)
+
+
+def fill(problem: Problem, front: Front, done: Round, first: int, stop: int) -> Tensor:
+    """States ``first..stop-1`` (K is the picture) from the folded S, the window's D, and a guess for rows beyond it.
+
+    Rows not evaluated yet are taken to have the D of the last evaluated row l; after a warm start, to differ from the
+    earlier run's as that row does: ``D_i_old + (D_l - D_l_old)``, or plain ``D_i_old`` where the solver copies.
+    """
+    live, beyond = front.first + done.frozen, front.stop
+    D, x = done.corrected[done.frozen :], problem.S[first:stop].clone()
+    rows = problem.C[first:stop]
+    ahead = min(stop - 1, problem.total)  # rows that any of these states depends on
+    if problem.exact:
+        x = _add_in_order(x, rows[:, live:beyond], D)
+    elif len(D):
+        x = _matmul(rows[:, live:beyond], D, x)
+    if ahead <= beyond:
+        return x
+    tail = rows[:, beyond:ahead]
+    copies = problem.warm is not None and problem.solver.copies_warm
+    if not copies:
+        x = _matmul(tail.sum(1, keepdim=True), done.corrected[-1:], x)
+    if problem.warm is not None:
+        old = send(problem.warm[beyond:ahead], x)
+        last = torch.zeros_like(old[:1]) if copies else send(problem.warm[beyond - 1 : beyond], x)
+        x = _matmul(tail, old - last, x)
+    return x
+
+
+def guess(problem: Problem, front: Front, done: Round) -> Tensor:
+    """D of the rows that are not final: the window's corrected ones and, beyond it, :func:`fill`'s guess."""
+    live, beyond = done.corrected[done.frozen :], problem.total - front.stop
+    last = done.corrected[-1:].expand(beyond, -1, -1)
+    if problem.warm is not None and beyond:
+        old = send(problem.warm[front.stop - 1 :], last)
+        last = old[1:] if problem.solver.copies_warm else last + old[1:] - old[:1]
+    return torch.cat([live, last])
+
+
+def _evaluate(problem: Problem, front: Front) -> tuple[Tensor, int]:
+    """D of the window and how many rows were evaluated."""
+    sigma = problem.sigmas[front.first : front.stop]
+    if front.stale is None or bool(front.stale.all()):
+        return _call(problem, front.x, sigma), len(front.x)
+    assert front.D is not None
+    index = front.stale.nonzero()[:, 0].to(front.x.device)
+    D = front.D.index_copy(0, index, _call(problem, front.x[index], sigma[index]))
+    return D, len(index)
+
+
+def _call(problem: Problem, x: Tensor, sigma: Tensor) -> Tensor:
+    wanted = [len(x), *problem.shape]
+    D = problem.denoise(x.reshape(wanted), sigma)
+    if not isinstance(D, Tensor) or list(D.shape) != wanted:
+        found = f"shape {list(D.shape)}" if isinstance(D, Tensor) else type(D).__name__
+        raise ValueError(f"denoise returned {found}; shape {wanted}, its input's, is allowed")
+    return D.to(x.device, x.dtype).reshape(x.shape)
+
+
+def _matmul(C: Tensor, D: Tensor, S: Tensor) -> Tensor:
+    """``S + C D`` for rows of states."""
+    return torch.addmm(S.flatten(1), send(C, D), D.flatten(1)).view_as(S)
+
+
+def _add_row(S: Tensor, c: Tensor, D: Tensor) -> None:
+    """``S_k += c_k D`` in place; two roundings, so that no fused kernel makes the result depend on the shapes."""
+    S += send(c, S).reshape(-1, 1, 1) * D
+
+
+def _add_in_order(S: Tensor, C: Tensor, D: Tensor) -> Tensor:
+    """``S + C D`` in place, summed as the sequential sampler does: row i's D before row i + 1's."""
+    for i in range(len(D)):
+        below = C[:, i].nonzero()[:, 0]
+        if len(below):
+            start = int(below[0])
+            _add_row(S[start:], C[start:, i], D[i])
+    return S
+
+
+def _leading(flags: Tensor) -> int:
+    """How many leading entries are true."""
+    return int(flags.long().cumprod(0).sum())

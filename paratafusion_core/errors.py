@@ -1,0 +1,47 @@
+"""Checks on what a caller passes in: one sentence that names the input, its value and what is allowed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+
+def check_count(name: str, value: Any, low: int = 1) -> int:
+    """``value`` as an int of at least ``low``.
+
+    Raises:
+        ValueError: it is no whole number or too small.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < low:
+        raise ValueError(f"{name} is {value!r}; a whole number of at least {low} is allowed")
+    return value
+
+
+def check_real(name: str, value: Any, low: float = -math.inf, above: float = -math.inf) -> float:
+    """``value`` as a finite float, at least ``low`` and greater than ``above``.
+
+    Raises:
+        ValueError: it is no finite number or out of range.
+    """
+    wanted = "a finite number"
+    if low > -math.inf:
+        wanted += f" of at least {low:g}"
+    if above > -math.inf:
+        wanted += f" above {above:g}"
+    good = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if not good or value < low or value <= above:
+        raise ValueError(f"{name} is {value!r}; {wanted} is allowed")
+    return float(value)
+
+
+def check_choice(name: str, value: Any, allowed: Iterable[str]) -> str:
+    """``value`` when it is one of ``allowed``.
+
+    Raises:
+        ValueError: it is not.
+    """
+    allowed = list(allowed)
+    if value not in allowed:
+        raise ValueError(f"{name} is {value!r}; allowed are {', '.join(allowed)}")
+    return value

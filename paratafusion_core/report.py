@@ -1,0 +1,112 @@
+"""What a run did, in plain numbers."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class Report:
+    """A run's account; lists have one entry a round.
+
+    Attributes:
+        sampler, steps: of the system.
+        solver, preset, tolerance: how it was solved.
+        sequential_nfe: K, the rows that the sequential sampler evaluates.
+        rounds: batched model calls.
+        nfe: rows evaluated, the sum of ``rows_per_round``.
+        frozen_per_round: rows final after each round.
+        window_per_round: rows of the window of each round.
+        window_reason: why the window is what it is.
+        residuals: per round the window's first row and each row's residual in units of the freeze rule.
+        status: ``converged`` or ``max_rounds``.
+        fallback: why the plain sampler ran instead, None if it did not.
+        repairs: rows refilled because they were not finite or exploded.
+        warm: how a warm start was used, None for a cold one.
+        seconds, model_seconds, engine_seconds: wall time; on an accelerator the wait for its queue
+            counts as the model's.
+        predicted_speedup: sequential_nfe L(1) over the time of the rounds, from this run's measured latencies; None
+            when no single row was measured.
+        measured_speedup, psnr_db, max_abs, rel_l2, kernel_floor: filled where a sequential reference was run;
+            ``psnr_peak`` names the range that PSNR refers to.
+    """
+
+    sampler: str
+    steps: int
+    solver: str
+    preset: str
+    tolerance: float
+    sequential_nfe: int
+    rounds: int = 0
+    nfe: int = 0
+    rows_per_round: list[int] = field(default_factory=list)
+    frozen_per_round: list[int] = field(default_factory=list)
+    window_per_round: list[int] = field(default_factory=list)
+    window_reason: str = ""
+    residuals: list[tuple[int, list[float]]] = field(default_factory=list)
+    status: str = "converged"
+    fallback: str | None = None
+    repairs: int = 0
+    warm: str | None = None
+    seconds: float = 0.0
+    model_seconds: float = 0.0
+    engine_seconds: float = 0.0
+    seconds_per_round: list[float] = field(default_factory=list)
+    predicted_speedup: float | None = None
+    measured_speedup: float | None = None
+    psnr_db: float | None = None
+    psnr_peak: float | None = None
+    max_abs: float | None = None
+    rel_l2: float | None = None
+    kernel_floor: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON-ready values; an infinite PSNR (equal pictures) becomes None, told apart by ``max_abs`` 0."""
+
+        def clean(value: Any) -> Any:
+            if isinstance(value, float) and not math.isfinite(value):
+                return None
+            if isinstance(value, (list, tuple)):
+                return [clean(v) for v in value]
+            return value
+
+        return {k: clean(v) for k, v in dataclasses.asdict(self).items()}
+
+    def compare(self, result: Tensor, reference: Tensor, peak: float | None = None) -> None:
+        """Fill the fidelity figures against the sequential result (see :func:`fidelity`)."""
+        figures = fidelity(result, reference, peak)
+        self.psnr_db, self.psnr_peak = figures.psnr_db, figures.psnr_peak
+        self.max_abs, self.rel_l2 = figures.max_abs, figures.rel_l2
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """How near a result is to its reference: PSNR in dB for ``psnr_peak``, largest difference, relative L2 error."""
+
+    psnr_db: float
+    psnr_peak: float
+    max_abs: float
+    rel_l2: float
+
+
+def fidelity(result: Tensor, reference: Tensor, peak: float | None = None) -> Fidelity:
+    """Compare ``[B, ...]`` tensors; PSNR and relative error are the worst image's, peak the reference's range if None.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    if result.shape != reference.shape:
+        raise ValueError(f"result has shape {list(result.shape)}; {list(reference.shape)}, the reference's, is allowed")
+    a, b = (t.detach().to("cpu", torch.float64).flatten(1) for t in (result, reference))
+    peak = float(b.max() - b.min()) if peak is None else float(peak)
+    square = ((a - b) ** 2).mean(1)
+    worst = float(square.max())
+    psnr = math.inf if worst == 0 else 10 * math.log10(max(peak, 1e-300) ** 2 / worst)
+    relative = (square / (b**2).mean(1).clamp(min=1e-300)).max().sqrt()
+    return Fidelity(psnr, peak, float((a - b).abs().max()), float(relative))

@@ -1,0 +1,89 @@
+"""The rows of a window: their equations and scales as plain float64 numbers on the CPU."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from .system import System
+
+
+@dataclass(frozen=True)
+class Scales:
+    """Per-row constants of a run, each ``[K]`` in float64.
+
+    Attributes:
+        sigma: noise level.
+        alpha: signal level: 1 (VE-scaled x) or 1 - sigma (flow).
+        norm: n = sqrt(alpha^2 + sigma^2), the size of x for unit data.
+        gaussian: the slope dD/dx of a Gaussian denoiser, alpha s^2 / (alpha^2 s^2 + sigma^2).
+        eps: the slope that holds eps, 1 / alpha (0 where alpha is 0, only ever at the exact first row).
+        spread: standard deviation of DDPM's noise into this row: ParaTAA's g.
+        data_rms: s.
+    """
+
+    sigma: Tensor
+    alpha: Tensor
+    norm: Tensor
+    gaussian: Tensor
+    eps: Tensor
+    spread: Tensor
+    data_rms: float
+
+    @staticmethod
+    def of(system: System, flow: bool, data_rms: float) -> Scales:
+        """The constants of ``system``.
+
+        Raises:
+            ValueError: a flow system has a sigma above 1.
+        """
+        sigma = system.sigmas
+        if flow and float(sigma.max()) > 1:
+            raise ValueError(f"sigmas holds {float(sigma.max())!r}; at most 1 is allowed as flow is on")
+        alpha = 1 - sigma if flow else torch.ones_like(sigma)
+        signal = (alpha * data_rms) ** 2
+        gaussian = alpha * data_rms**2 / (signal + sigma**2).clamp(min=1e-300)
+        eps = torch.where(alpha > 0, 1 / alpha.clamp(min=1e-300), 0.0)
+        ve = torch.where(alpha > 0, sigma / alpha.clamp(min=1e-300), torch.inf)
+        before = torch.cat([ve.new_tensor([torch.inf]), ve[:-1]])
+        ratio = torch.where(before.isinf(), 0.0, ve / before).clamp(max=1)
+        spread = sigma * (1 - ratio**2).sqrt()
+        return Scales(sigma, alpha, (alpha**2 + sigma**2).sqrt(), gaussian, eps, spread, data_rms)
+
+    def rows(self, first: int, stop: int) -> Scales:
+        """The constants of rows ``first..stop-1``."""
+        cut = slice(first, stop)
+        names = ("sigma", "alpha", "norm", "gaussian", "eps", "spread")
+        return replace(self, **{name: getattr(self, name)[cut] for name in names})
+
+    @property
+    def allowed(self) -> Tensor:
+        """The freeze rule's unit: rms(delta_k) / s of ``tol`` times this is allowed, n sqrt(alpha / n).
+
+        The geometric mean of a constant tolerance on x and on the VP-scaled x; measured against both (DESIGN). Where
+        alpha is 0 (a flow's pure noise) the row is the exact start.
+        """
+        return (self.alpha.clamp(min=0) * self.norm).sqrt()
+
+
+@dataclass(frozen=True)
+class Window:
+    """Rows ``first..stop-1`` of a run, as a solver sees them.
+
+    Attributes:
+        first, stop: the row range; row ``first`` holds the exact state.
+        C: ``[n, n]`` the equations among these rows, strictly lower triangular, float64 on the CPU.
+        scales: the rows' constants.
+        size: numbers in one image's state (d).
+    """
+
+    first: int
+    stop: int
+    C: Tensor
+    scales: Scales
+    size: int
+
+    def __len__(self) -> int:
+        return self.stop - self.first

@@ -1,0 +1,87 @@
+"""What a solver is: pure methods around one loop (``solve.py``), with its state in a record the loop carries."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from ..rows import Window
+
+
+class Measured(NamedTuple):
+    """A round's device work.
+
+    Attributes:
+        state: the solver's state with this round's evaluations in it.
+        basis: ``[B, L, d]`` vectors of which every correction is a combination.
+        numbers: a small tensor for ``step``; copying it to the CPU is the round's one synchronisation.
+    """
+
+    state: Any
+    basis: Tensor
+    numbers: Tensor
+
+
+@dataclass(frozen=True)
+class Step:
+    """One round's decision, made on the CPU from a few numbers.
+
+    Attributes:
+        residual: ``[n]`` each row's distance from its solution, worst image; a row may freeze where it is at most the
+            tolerance. Row 0 has 0.
+        growth: ``[n]`` rms of each row's move in units of the row's own size, for the explosion guard.
+        weights: ``[B, n, L]`` of the basis vectors in each row's correction.
+    """
+
+    residual: Tensor
+    growth: Tensor
+    weights: Tensor
+
+
+class Solver(Protocol):
+    """A frozen record of hyper-parameters with pure methods; shapes: n rows, B images, d numbers an image."""
+
+    @property
+    def moves_x(self) -> bool:
+        """Corrections move x with D held, instead of moving D (whence ``x = S + C D`` follows)."""
+        ...
+
+    @property
+    def copies_warm(self) -> bool:
+        """A warm start copies the earlier D (the paper's way) instead of following how it has changed."""
+        ...
+
+    def start(self) -> Any:
+        """The state before any evaluation."""
+        ...
+
+    def measure(self, window: Window, x: Tensor, D: Tensor, r: Tensor, state: Any) -> Measured:
+        """Device work on ``x, D, r`` ``[n, B, d]``: states, denoised pictures, residuals ``S + C D - x``."""
+        ...
+
+    def step(self, window: Window, numbers: Tensor, state: Any) -> Step:
+        """CPU work on the measured numbers in float64."""
+        ...
+
+    def slide(self, state: Any, frozen: int, kept: int, size: int) -> Any:
+        """The state for the next window of ``size`` rows: ``frozen`` leave in front, the next ``kept`` stay."""
+        ...
+
+
+def shift(rows: Tensor, dim: int, frozen: int, kept: int, size: int) -> Tensor:
+    """``kept`` rows after the first ``frozen`` along ``dim``, filled up with zeros to ``size``."""
+    rows = rows.narrow(dim, frozen, kept)
+    if kept == size:
+        return rows
+    shape = list(rows.shape)
+    shape[dim] = size - kept
+    return torch.cat([rows, rows.new_zeros(shape)], dim)
+
+
+def unit_lower_inverse(strictly_lower: Tensor) -> Tensor:
+    """(I - L)^-1 for strictly lower triangular L ``[n, n]``."""
+    eye = torch.eye(len(strictly_lower), dtype=strictly_lower.dtype)
+    return torch.linalg.solve_triangular(eye - strictly_lower, eye, upper=False, unitriangular=True)

@@ -1,0 +1,68 @@
+"""The object everything works on: a diffusion sampler written as a triangular system of equations."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class System:
+    """A sampler's whole run as data.
+
+        x_k = S_k + sum_{i<k} C[k,i] D_i,   k = 0..K,   D_i = denoised(x_i, sigma_i)
+
+    This is the full-order form of ParaTAA's nonlinear equations (Tang et al., arXiv 2402.09970, section 3) with the
+    denoised picture in place of eps. Every fixed-step sampler whose update is affine in the model's outputs fits.
+
+    Attributes:
+        S: ``[K+1, B, ...]`` float32 or float64: the states with every D at 0, the sampler's own noise included.
+            ``S[0]`` is the noisy start.
+        C: ``[K+1, K]``, strictly lower triangular; kept in float64 on the CPU.
+        sigmas: ``[K]`` noise level of each evaluation, finite and not negative; kept in float64 on the CPU. They may
+            rise or repeat: samplers with several evaluations a step do that.
+        sampler: name for reports and trajectories.
+        steps: the sampler's steps, for reports; ``K`` unless given.
+
+    Raises:
+        ValueError: a shape, dtype or value is out of these bounds.
+    """
+
+    S: Tensor
+    C: Tensor
+    sigmas: Tensor
+    sampler: str = "custom"
+    steps: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.S.ndim < 2 or self.S.shape[0] < 2 or 0 in self.S.shape:
+            raise ValueError(f"S has shape {list(self.S.shape)}; [K+1, B, ...] with K of at least 1 is allowed")
+        if self.S.dtype not in (torch.float32, torch.float64):
+            raise ValueError(f"S has dtype {self.S.dtype}; torch.float32 or torch.float64 is allowed")
+        count = self.S.shape[0] - 1
+        for name, value, shape in (("C", self.C, (count + 1, count)), ("sigmas", self.sigmas, (count,))):
+            if tuple(value.shape) != shape:
+                raise ValueError(
+                    f"{name} has shape {list(value.shape)}; {list(shape)} is allowed, as S has {count + 1} rows"
+                )
+            kept = value.detach().to("cpu", torch.float64)
+            if not kept.isfinite().all():
+                raise ValueError(f"{name} holds {float(kept[~kept.isfinite()][0])}; finite numbers are allowed")
+            object.__setattr__(self, name, kept)
+        above = self.C.triu().nonzero()
+        if len(above):
+            k, i = above[0].tolist()
+            raise ValueError(
+                f"C[{k}, {i}] is {float(self.C[k, i])!r}; only entries below the diagonal may differ from 0"
+            )
+        if (self.sigmas < 0).any():
+            raise ValueError(f"sigmas holds {float(self.sigmas.min())!r}; numbers of at least 0 are allowed")
+        if self.steps is None:
+            object.__setattr__(self, "steps", count)
+
+    @property
+    def evaluations(self) -> int:
+        """K, the model evaluations of the sequential sampler (``sequential_nfe``)."""
+        return self.C.shape[1]

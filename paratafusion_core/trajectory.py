@@ -1,0 +1,151 @@
+"""A run's denoised pictures, kept for warm starts: half precision, on the CPU, in safetensors files."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import struct
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+FORMAT = "paratafusion-trajectory"
+VERSION = 1
+MAX_BYTES = 1 << 30
+_MAX_HEADER = 1 << 20
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """D of every evaluation of a run. States follow from it: ``x = S + C D``.
+
+    Attributes:
+        D: ``[K, B, ...]`` float16 on the CPU.
+        sigmas: ``[K]`` float64: D belongs to a noise level, not to a step.
+        sampler: the sampler's name.
+        seed: of the run, None when not known.
+        flow: the sigmas are flow-matching times.
+
+    Raises:
+        ValueError: shapes do not fit together.
+    """
+
+    D: Tensor
+    sigmas: Tensor
+    sampler: str = "custom"
+    seed: int | None = None
+    flow: bool = False
+
+    def __post_init__(self) -> None:
+        if self.D.ndim < 2 or 0 in self.D.shape or not self.D.is_floating_point():
+            raise ValueError(
+                f"trajectory D is {self.D.dtype} of shape {list(self.D.shape)}; floats [K, B, ...] are allowed"
+            )
+        if self.sigmas.shape != self.D.shape[:1] or not self.sigmas.isfinite().all() or (self.sigmas < 0).any():
+            shape = list(self.sigmas.shape)
+            raise ValueError(
+                f"trajectory sigmas has shape {shape}; {len(self.D)} finite numbers of at least 0 are allowed"
+            )
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """``[B, ...]``, the latent's shape."""
+        return tuple(self.D.shape[1:])
+
+    def onto(self, sigmas: Tensor, flow: bool) -> Trajectory:
+        """This trajectory at other noise levels: D linear in lambda = log(alpha / sigma), held beyond the ends.
+
+        ``flow`` tells what the new sigmas are; VE-scaled and flow levels meet in lambda. Of levels that repeat (two
+        evaluations of a step) the last one counts. The same levels give back the same trajectory.
+        """
+        if flow == self.flow and torch.equal(sigmas, self.sigmas):
+            return self
+        have, order = torch.unique(_log_snr(self.sigmas, self.flow), return_inverse=True)
+        last = torch.zeros(len(have), dtype=torch.long).scatter_reduce(
+            0, order, torch.arange(len(order)), "amax", include_self=False
+        )
+        want = _log_snr(sigmas, flow).clamp(have[0], have[-1])
+        if len(have) == 1:
+            mixed = self.D[last[torch.zeros(len(want), dtype=torch.long)]]
+        else:
+            high = torch.searchsorted(have, want).clamp(1, len(have) - 1)
+            part = ((want - have[high - 1]) / (have[high] - have[high - 1])).float()
+            low_D, high_D = self.D[last[high - 1]].float(), self.D[last[high]].float()
+            mixed = torch.lerp(low_D, high_D, part.reshape(-1, *[1] * (self.D.ndim - 1))).to(self.D.dtype)
+        return replace(self, D=mixed, sigmas=sigmas.double(), flow=flow)
+
+
+def _log_snr(sigmas: Tensor, flow: bool) -> Tensor:
+    alpha = 1 - sigmas.double() if flow else torch.ones_like(sigmas, dtype=torch.float64)
+    return (alpha.clamp(min=1e-6) / sigmas.double().clamp(min=1e-6)).log()
+
+
+def write_atomically(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write safetensors beside ``path`` and rename: an interrupted write leaves the old file or none."""
+    scratch = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        save_file({k: v.contiguous() for k, v in tensors.items()}, str(scratch), metadata=metadata)
+        os.replace(scratch, path)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            scratch.unlink()
+
+
+def save_trajectory(path: str | Path, trajectory: Trajectory) -> None:
+    """Write ``trajectory`` to a safetensors file, atomically.
+
+    Raises:
+        OSError: the folder is missing or not writable.
+    """
+    facts = {"sampler": trajectory.sampler, "seed": trajectory.seed, "flow": trajectory.flow}
+    metadata = {"format": FORMAT, "version": str(VERSION), "facts": json.dumps(facts)}
+    tensors = {"D": trajectory.D.detach().to("cpu", torch.float16), "sigmas": trajectory.sigmas}
+    write_atomically(Path(path), tensors, metadata)
+
+
+def load_trajectory(path: str | Path, max_bytes: int = MAX_BYTES) -> Trajectory:
+    """Read a file of :func:`save_trajectory`. Nothing of a file that is refused is kept in memory.
+
+    Raises:
+        ValueError: the file is missing, too large, truncated, of another kind or version, or holds bad numbers.
+    """
+    path = Path(path)
+    _check_envelope(path, max_bytes)
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("format") != FORMAT or set(file.keys()) != {"D", "sigmas"}:
+                raise ValueError(f"trajectory {path.name} is another kind of file; files of {FORMAT} are allowed")
+            if metadata.get("version") != str(VERSION):
+                raise ValueError(f"trajectory {path.name} has version {metadata.get('version')}; {VERSION} is allowed")
+            facts = json.loads(metadata.get("facts", "{}"))
+            D, sigmas = file.get_tensor("D"), file.get_tensor("sigmas")
+    except (SafetensorError, json.JSONDecodeError) as error:
+        raise ValueError(f"trajectory {path.name} is damaged ({error}); a whole safetensors file is allowed") from None
+    sampler, seed = facts.get("sampler", "custom"), facts.get("seed")
+    if not isinstance(sampler, str) or not (seed is None or isinstance(seed, int)):
+        raise ValueError(
+            f"trajectory {path.name} names sampler {sampler!r} and seed {seed!r}; text and a number are allowed"
+        )
+    if not D.isfinite().all():
+        raise ValueError(f"trajectory {path.name} holds NaN or infinity; finite numbers are allowed")
+    return Trajectory(D, sigmas, sampler, seed, bool(facts.get("flow", False)))
+
+
+def _check_envelope(path: Path, max_bytes: int) -> None:
+    """Refuse by size and header length, before anything is read whole."""
+    if not path.is_file():
+        raise ValueError(f"trajectory {path.name} is no file; the path of a saved trajectory is allowed")
+    size = path.stat().st_size
+    if size > max_bytes:
+        raise ValueError(f"trajectory {path.name} has {size} bytes; at most {max_bytes} are allowed")
+    with path.open("rb") as file:
+        start = file.read(8)
+    header = struct.unpack("<Q", start)[0] if len(start) == 8 else -1
+    if not 0 < header <= min(size - 8, _MAX_HEADER):
+        raise ValueError(f"trajectory {path.name} is truncated or no safetensors file; a whole one is allowed")
