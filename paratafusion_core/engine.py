@@ -18,7 +18,7 @@ from .devices import send
 from .rows import Scales, Window
 from .solvers import Solver
 
-#: A row whose state would move by more than this many times its own size is refilled instead.
+#: A row that moves by more than this many times its own size, or whose D is that much larger than data, is refilled.
 EXPLODED = 20.0
 
 
@@ -87,7 +87,7 @@ class Round:
         corrected: ``[n, B, d]`` D after the solver's correction.
         moved: ``[n, B, d]`` states that the solver moved itself, or None: they follow from ``corrected``.
         state: the solver's.
-        frozen: leading rows that are final now. good: leading rows that are finite and tame.
+        frozen: leading rows that are final now. good: leading rows that are sound.
         residual: of each row. evaluated: rows that were. model_seconds: their wall time.
     """
 
@@ -112,8 +112,8 @@ def play(problem: Problem, front: Front) -> Round:
     begin = time.perf_counter()
     D, evaluated = _evaluate(problem, front)
     seconds = time.perf_counter() - begin
-    # a row that is not finite holds the D of the last row before it that is
-    ok = D.flatten(1).isfinite().all(1)
+    # a row that is not finite or exploded holds the D of the last row before it that is sound
+    ok = _sound(D, problem.scales.data_rms)
     D = D[torch.where(ok, torch.arange(n, device=D.device), 0).cummax(0).values]
     C = problem.C[first : front.stop, first : front.stop]
     S = problem.S[first : front.stop]
@@ -230,6 +230,13 @@ def _evaluate(problem: Problem, front: Front) -> tuple[Tensor, int]:
     index = front.stale.nonzero()[:, 0].to(front.x.device)
     D = front.D.index_copy(0, index, _call(problem, front.x[index], sigma[index]))
     return D, len(index)
+
+
+def _sound(D: Tensor, data_rms: float) -> Tensor:
+    """``[n]`` bool on the device: the row is finite, and not far larger than data or than the first row, the exact one."""
+    size = torch.linalg.vector_norm(D, dim=-1).amax(1)
+    unit = size[0].clamp(min=data_rms * D.shape[-1] ** 0.5)
+    return size.isfinite() & (size <= EXPLODED * unit)
 
 
 def _call(problem: Problem, x: Tensor, sigma: Tensor) -> Tensor:

@@ -30,7 +30,7 @@ class Recipe:
         every: steps between checkpoints.
     """
 
-    steps: int = 11000
+    steps: int = 10000
     batch: int = 32
     seed: int = 0
     lr: float = 1.5e-3

@@ -113,6 +113,7 @@ class ParaTAA:
         first = int(unconverged[0]) if len(unconverged) else n
         if m and first + 1 < n:
             mask = state.valid.T.double()  # [n, m]
+            mask[0] = 0.0  # the first row is exact: it is no equation of the fit
             vp = (numbers / scales.norm[:, None, None, None] ** 2)[..., :-1, :-1]
             gram = (vp[..., 1:, 1:] * mask[:, None, :, None] * mask[:, None, None, :]).cumsum(0)
             right = (vp[..., 1:, 0] * mask[:, None]).cumsum(0)

@@ -1,0 +1,131 @@
+"""Any rank, dtype and window: states keep their type, and the engine's work does not grow with the window."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from paratafusion_core import Options, schedules, schemes, solve
+from paratafusion_core.denoisers import from_network
+
+
+def smooth(x: Tensor, sigma: Tensor) -> Tensor:
+    """A nonlinear denoiser for states of any rank, elementwise: rows cannot mix."""
+    level = sigma.reshape(-1, *[1] * (x.ndim - 1))
+    return torch.tanh(1.5 * x / (1 + level**2).sqrt())
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    shape=st.lists(st.integers(1, 5), min_size=0, max_size=4),
+    batch=st.integers(1, 3),
+    steps=st.integers(1, 12),
+    window=st.one_of(st.integers(1, 15), st.just("full"), st.just("auto")),
+    double=st.booleans(),
+    solver=st.sampled_from(["quasi-newton", "parataa", "picard", "picard-eps", "sequential"]),
+    flow=st.booleans(),
+)
+def test_any_shape(
+    shape: list[int], batch: int, steps: int, window: Any, double: bool, solver: str, flow: bool
+) -> None:
+    dtype = torch.float64 if double else torch.float32
+    x0 = torch.randn(batch, *shape, generator=torch.Generator().manual_seed(steps)).to(dtype)
+    sigmas = schedules.flow(steps) if flow else schedules.karras(steps)
+    system = schemes.euler(x0 * float(sigmas[0]), sigmas, flow=flow)
+    reference = solve(system, smooth, Options("sequential", flow=flow)).x
+    done = solve(system, smooth, Options(solver, window=window, tol=1e-4, flow=flow))
+    assert done.x.shape == x0.shape and done.x.dtype == dtype
+    assert done.report.rounds <= steps
+    assert done.trajectory is not None and done.trajectory.D.shape == (steps, *x0.shape)
+    torch.testing.assert_close(done.x, reference, rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shape", [(4, 25), (4, 8, 8), (4, 3, 5, 5)])
+def test_half_precision_models(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    """States stay float32 while the network computes in half: audio, image and video latents converge all the same."""
+    seen = set()
+
+    def network(x: Tensor, time: Tensor) -> Tensor:
+        seen.add(x.dtype)
+        return (x - torch.tanh(1.5 * x)) * 0.9
+
+    denoise = from_network(network, "eps", dtype=dtype)
+    x0 = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0)) * schedules.SIGMA_MAX
+    system = schemes.ddim(x0, schedules.normal(25))
+    reference = solve(system, denoise, Options("sequential")).x
+    done = solve(system, denoise, Options())
+    assert seen == {dtype} and done.x.dtype == torch.float32
+    assert done.report.rounds <= 25
+    assert (done.x - reference).pow(2).mean().sqrt() < 0.03
+
+
+class Count(TorchDispatchMode):
+    """Counts operators on tensors with at least ``size`` numbers: the device's work, not the small CPU algebra."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size, self.seen = size, Counter[str]()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        tensors = [t for t in torch.utils._pytree.tree_leaves((args, out)) if isinstance(t, Tensor)]
+        views = ("view", "slice", "expand", "permute", "transpose", "select", "t.default", "detach", "unsqueeze")
+        if any(t.numel() >= self.size for t in tensors) and not any(v in str(func) for v in views):
+            self.seen[str(func)] += 1
+        return out
+
+
+@pytest.mark.parametrize("solver", ["quasi-newton", "parataa", "picard"])
+def test_work_of_a_round_does_not_grow_with_the_window(solver: str) -> None:
+    """Tensor operations on states per round, model call apart: the same for W = 4 and W = 64."""
+    size = 120_000  # more numbers than the algebra of either window has
+    x0 = torch.randn(1, size, generator=torch.Generator().manual_seed(0)) * schedules.SIGMA_MAX
+    system = schemes.ddim(x0, schedules.normal(80))
+
+    def per_round(window: int) -> float:
+        def outside(x: Tensor, sigma: Tensor) -> Tensor:
+            with torch.utils._python_dispatch._disable_current_modes():
+                return smooth(x, sigma)
+
+        with Count(size) as count:
+            report = solve(system, outside, Options(solver, window=window, max_rounds=6), keep_trajectory=False).report
+        assert report.rounds == 6 and max(report.rows_per_round) == window
+        return sum(count.seen.values()) / 6
+
+    narrow, wide = per_round(4), per_round(64)
+    assert abs(wide - narrow) <= 1  # a round may or may not have rows left to guess
+    assert wide <= 40
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device to see its synchronisations")
+def test_one_synchronisation_a_round(recwarn: pytest.WarningsRecorder) -> None:
+    x0 = torch.randn(1, 4, 32, 32, device="cuda") * schedules.SIGMA_MAX
+    system = schemes.ddim(x0, schedules.normal(30))
+    solve(system, smooth, Options(max_rounds=2))  # the first use of a kernel synchronises
+    before = len(recwarn)
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        done = solve(system, smooth, Options(), keep_trajectory=False)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert len(recwarn) - before <= done.report.rounds + 2  # and the set-up's
+
+
+def test_report_is_plain_json(mixture: Callable) -> None:
+    import json
+
+    problem = mixture("ddim")
+    report = solve(problem.system, problem.denoise).report
+    report.compare(torch.zeros(2, 3), torch.zeros(2, 3))
+    again = json.loads(json.dumps(report.to_dict(), allow_nan=False))
+    assert again["sequential_nfe"] == 30 and again["psnr_db"] is None and again["max_abs"] == 0
+    assert len(again["residuals"]) == again["rounds"] and again["sampler"] == "ddim"
