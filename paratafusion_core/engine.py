@@ -20,6 +20,7 @@ from .solvers import Solver
 
 #: A row that moves by more than this many times its own size, or whose D is that much larger than data, is refilled.
 EXPLODED = 20.0
+TRUST = 20.0
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,7 @@ def play(problem: Problem, front: Front) -> Round:
         )
 
     step = problem.solver.step(window, numbers, measured.state)
-    good = _leading(flags[0] & (step.growth <= EXPLODED))
+    good = _leading(flags[0] & (step.growth <= TRUST))
     calm = flags[1] if problem.exact else step.residual <= problem.tolerance
     frozen = min(max(_leading(calm), 1), good)
     correction = (send(step.weights, D) @ measured.basis).transpose(0, 1)
@@ -233,7 +234,7 @@ def _evaluate(problem: Problem, front: Front) -> tuple[Tensor, int]:
 
 
 def _sound(D: Tensor, data_rms: float) -> Tensor:
-    """``[n]`` bool on the device: the row is finite, and not far larger than data or than the first row, the exact one."""
+    """``[n]`` bool on the device: finite, and not far larger than data or than the first row, the exact one."""
     size = torch.linalg.vector_norm(D, dim=-1).amax(1)
     unit = size[0].clamp(min=data_rms * D.shape[-1] ** 0.5)
     return size.isfinite() & (size <= EXPLODED * unit)

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Iterable
 from typing import Any
 
 
-def check_count(name: str, value: Any, low: int = 1) -> int:
-    """``value`` as an int of at least ``low``.
+def check_count(name: str, value: Any, low: int = 1, high: int | None = None) -> int:
+    """``value`` (an int, or NumPy's) as an int of at least ``low`` and at most ``high``.
 
     Raises:
-        ValueError: it is no whole number or too small.
+        ValueError: it is no whole number or out of range.
     """
-    if isinstance(value, bool) or not isinstance(value, int) or value < low:
-        raise ValueError(f"{name} is {value!r}; a whole number of at least {low} is allowed")
-    return value
+    wanted = f"a whole number of at least {low}" + (f" and at most {high}" if high is not None else "")
+    try:
+        count = operator.index(value)
+    except TypeError:
+        raise ValueError(f"{name} is {value!r}; {wanted} is allowed") from None
+    if isinstance(value, bool) or count < low or (high is not None and count > high):
+        raise ValueError(f"{name} is {value!r}; {wanted} is allowed")
+    return count
 
 
 def check_real(name: str, value: Any, low: float = -math.inf, above: float = -math.inf) -> float:
@@ -29,7 +35,7 @@ def check_real(name: str, value: Any, low: float = -math.inf, above: float = -ma
         wanted += f" of at least {low:g}"
     if above > -math.inf:
         wanted += f" above {above:g}"
-    good = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    good = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e308
     if not good or value < low or value <= above:
         raise ValueError(f"{name} is {value!r}; {wanted} is allowed")
     return float(value)

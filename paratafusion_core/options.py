@@ -56,7 +56,7 @@ class Options:
             if self.window not in ("full", "auto"):
                 raise ValueError(f"window is {self.window!r}; a whole number of at least 1, full or auto is allowed")
         else:
-            check_count("window", self.window)
+            object.__setattr__(self, "window", check_count("window", self.window))
         for name in ("history", "order", "max_rounds"):
             if getattr(self, name) is not None:
                 check_count(name, getattr(self, name))

@@ -10,6 +10,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from .files import replacing
 from .report import Report
 
 _Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
@@ -39,10 +40,9 @@ def picture(x: Tensor, scale: int = 8) -> Image.Image:
 
 
 def save_png(path: Path, image: Image.Image) -> None:
-    """Write beside ``path`` and rename."""
-    scratch = path.with_name(path.name + ".part")
-    image.save(scratch, format="PNG")
-    scratch.replace(path)
+    """Write a PNG file, whole or not at all."""
+    with replacing(path) as scratch:
+        image.save(scratch, format="PNG")
 
 
 def convergence(report: Report, previews: Sequence[Tensor] = (), width: int = 960) -> Image.Image:

@@ -12,6 +12,8 @@ from .devices import send
 from .errors import check_count
 
 TIMESTEPS = 1000
+#: A system holds steps^2 coefficients and steps states.
+MAX_STEPS = 10_000
 
 
 @functools.lru_cache(maxsize=1)
@@ -48,14 +50,14 @@ SIGMA_MAX = math.exp(float(_log_table()[-1]))
 
 def normal(steps: int) -> Tensor:
     """Evenly spaced timesteps of the scaled-linear schedule, then 0 (ComfyUI's "normal"). [steps + 1]"""
-    check_count("steps", steps)
+    check_count("steps", steps, high=MAX_STEPS)
     spaced = sigma_of(torch.linspace(TIMESTEPS - 1, 0, steps, dtype=torch.float64))
     return torch.cat([spaced, spaced.new_zeros(1)])
 
 
 def karras(steps: int, sigma_min: float = SIGMA_MIN, sigma_max: float = SIGMA_MAX, rho: float = 7.0) -> Tensor:
     """Evenly spaced in sigma^(1/rho), then 0 (Karras et al., arXiv 2206.00364, equation 5). [steps + 1]"""
-    check_count("steps", steps)
+    check_count("steps", steps, high=MAX_STEPS)
     low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
     spaced = torch.linspace(high, low, steps, dtype=torch.float64) ** rho
     return torch.cat([spaced, spaced.new_zeros(1)])
@@ -63,14 +65,14 @@ def karras(steps: int, sigma_min: float = SIGMA_MIN, sigma_max: float = SIGMA_MA
 
 def uniform(steps: int, sigma_min: float = SIGMA_MIN, sigma_max: float = SIGMA_MAX) -> Tensor:
     """Evenly spaced in log sigma (DPM-Solver's uniform lambda, arXiv 2206.00927), then 0. [steps + 1]"""
-    check_count("steps", steps)
+    check_count("steps", steps, high=MAX_STEPS)
     spaced = torch.linspace(math.log(sigma_max), math.log(sigma_min), steps, dtype=torch.float64).exp()
     return torch.cat([spaced, spaced.new_zeros(1)])
 
 
 def flow(steps: int, shift: float = 1.0) -> Tensor:
     """Flow-matching times from 1 to 0, t -> shift t / (1 + (shift - 1) t) (SD3, arXiv 2403.03206). [steps + 1]"""
-    check_count("steps", steps)
+    check_count("steps", steps, high=MAX_STEPS)
     t = torch.linspace(1, 0, steps + 1, dtype=torch.float64)
     return shift * t / (1 + (shift - 1) * t)
 

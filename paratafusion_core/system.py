@@ -41,6 +41,8 @@ class System:
             raise ValueError(f"S has shape {list(self.S.shape)}; [K+1, B, ...] with K of at least 1 is allowed")
         if self.S.dtype not in (torch.float32, torch.float64):
             raise ValueError(f"S has dtype {self.S.dtype}; torch.float32 or torch.float64 is allowed")
+        if not self.S.isfinite().all():
+            raise ValueError("S holds NaN or infinity; finite numbers are allowed")
         count = self.S.shape[0] - 1
         for name, value, shape in (("C", self.C, (count + 1, count)), ("sigmas", self.sigmas, (count,))):
             if tuple(value.shape) != shape:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import struct
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
+
+from .files import write_tensors
 
 FORMAT = "paratafusion-trajectory"
 VERSION = 1
@@ -42,11 +41,13 @@ class Trajectory:
     flow: bool = False
 
     def __post_init__(self) -> None:
-        if self.D.ndim < 2 or 0 in self.D.shape or not self.D.is_floating_point():
+        if self.D.ndim < 2 or 0 in self.D.shape or not self.D.is_floating_point() or self.D.dtype.itemsize < 2:
             raise ValueError(
                 f"trajectory D is {self.D.dtype} of shape {list(self.D.shape)}; floats [K, B, ...] are allowed"
             )
-        if self.sigmas.shape != self.D.shape[:1] or not self.sigmas.isfinite().all() or (self.sigmas < 0).any():
+        real = self.sigmas.is_floating_point() and self.sigmas.dtype.itemsize >= 4
+        fits = real and self.sigmas.shape == self.D.shape[:1]
+        if not fits or not self.sigmas.isfinite().all() or (self.sigmas < 0).any():
             shape = list(self.sigmas.shape)
             raise ValueError(
                 f"trajectory sigmas has shape {shape}; {len(self.D)} finite numbers of at least 0 are allowed"
@@ -85,17 +86,6 @@ def _log_snr(sigmas: Tensor, flow: bool) -> Tensor:
     return (alpha.clamp(min=1e-6) / sigmas.double().clamp(min=1e-6)).log()
 
 
-def write_atomically(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """Write safetensors beside ``path`` and rename: an interrupted write leaves the old file or none."""
-    scratch = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        save_file({k: v.contiguous() for k, v in tensors.items()}, str(scratch), metadata=metadata)
-        os.replace(scratch, path)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            scratch.unlink()
-
-
 def save_trajectory(path: str | Path, trajectory: Trajectory) -> None:
     """Write ``trajectory`` to a safetensors file, atomically.
 
@@ -104,8 +94,7 @@ def save_trajectory(path: str | Path, trajectory: Trajectory) -> None:
     """
     facts = {"sampler": trajectory.sampler, "seed": trajectory.seed, "flow": trajectory.flow}
     metadata = {"format": FORMAT, "version": str(VERSION), "facts": json.dumps(facts)}
-    tensors = {"D": trajectory.D.detach().to("cpu", torch.float16), "sigmas": trajectory.sigmas}
-    write_atomically(Path(path), tensors, metadata)
+    write_tensors(Path(path), {"D": trajectory.D.half(), "sigmas": trajectory.sigmas}, metadata)
 
 
 def load_trajectory(path: str | Path, max_bytes: int = MAX_BYTES) -> Trajectory:
@@ -124,17 +113,20 @@ def load_trajectory(path: str | Path, max_bytes: int = MAX_BYTES) -> Trajectory:
             if metadata.get("version") != str(VERSION):
                 raise ValueError(f"trajectory {path.name} has version {metadata.get('version')}; {VERSION} is allowed")
             facts = json.loads(metadata.get("facts", "{}"))
+            if not isinstance(facts, dict):
+                raise ValueError(f"trajectory {path.name} has facts of {type(facts).__name__}; a table is allowed")
             D, sigmas = file.get_tensor("D"), file.get_tensor("sigmas")
-    except (SafetensorError, json.JSONDecodeError) as error:
+    except (SafetensorError, json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"trajectory {path.name} is damaged ({error}); a whole safetensors file is allowed") from None
     sampler, seed = facts.get("sampler", "custom"), facts.get("seed")
     if not isinstance(sampler, str) or not (seed is None or isinstance(seed, int)):
         raise ValueError(
             f"trajectory {path.name} names sampler {sampler!r} and seed {seed!r}; text and a number are allowed"
         )
+    loaded = Trajectory(D, sigmas, sampler, seed, bool(facts.get("flow", False)))
     if not D.isfinite().all():
         raise ValueError(f"trajectory {path.name} holds NaN or infinity; finite numbers are allowed")
-    return Trajectory(D, sigmas, sampler, seed, bool(facts.get("flow", False)))
+    return loaded
 
 
 def _check_envelope(path: Path, max_bytes: int) -> None:

@@ -19,7 +19,10 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _window(text: str) -> int | str:
-    return text if text in ("full", "auto") else int(text)
+    try:
+        return text if text in ("full", "auto") else int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}; a whole number of at least 1, full or auto is allowed") from None
 
 
 def _parser() -> argparse.ArgumentParser:

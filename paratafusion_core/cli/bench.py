@@ -7,7 +7,6 @@ import itertools
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -16,6 +15,7 @@ from tqdm import tqdm
 from ..demo import model
 from ..demo.prompt import COLOURS, SHAPES, SIZES
 from ..errors import check_count
+from ..files import check_folder, write_text
 from ..options import Options
 from ..report import fidelity
 from ..solve import solve
@@ -63,7 +63,7 @@ def prompts() -> Iterator[str]:
 def run(arguments: argparse.Namespace) -> None:
     """The command: writes ``<suite>.jsonl`` and ``<suite>.md`` into the folder."""
     seeds = check_count("seeds", arguments.seeds)
-    cases, out = SUITES[arguments.suite], Path(arguments.out)
+    cases, out = SUITES[arguments.suite], check_folder(arguments.out)
     network = model.load()
     rows: list[dict[str, Any]] = []
     with tqdm(total=len(cases) * seeds, unit="run") as bar:
@@ -88,10 +88,8 @@ def run(arguments: argparse.Namespace) -> None:
     out.mkdir(parents=True, exist_ok=True)
     lines = "".join(json.dumps(row) + "\n" for row in rows)
     text = table(rows)
-    for name, content in ((f"{arguments.suite}.jsonl", lines), (f"{arguments.suite}.md", text + "\n")):
-        scratch = out / (name + ".part")
-        scratch.write_text(content, encoding="utf-8")
-        scratch.replace(out / name)
+    write_text(out / f"{arguments.suite}.jsonl", lines)
+    write_text(out / f"{arguments.suite}.md", text + "\n")
     print(lines if arguments.json else text, end="" if arguments.json else "\n")
 
 

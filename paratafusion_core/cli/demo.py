@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import argparse
 import json
-from pathlib import Path
 
 from torch import Tensor
 
 from ..demo import model
+from ..files import check_folder, write_json
 from ..options import Options
 from ..plots import convergence, picture, save_png
 from ..report import Report
 from ..solve import Solution
-from .sample import make_task, play, write_json
+from .sample import make_task, play
 
 #: What the table compares; the first line is the reference, the second is drawn.
 RUNS = (
@@ -27,6 +27,7 @@ RUNS = (
 
 def run(arguments: argparse.Namespace) -> None:
     """The command. Raises ValueError on bad input, before anything is written."""
+    out = check_folder(arguments.out)
     network = model.load()
     task = make_task(arguments.prompt, steps=arguments.steps, seed=arguments.seed, network=network)
     task.denoise(task.system.S[:1], task.system.sigmas[:1].float())  # the first call is slower than any later one
@@ -41,7 +42,6 @@ def run(arguments: argparse.Namespace) -> None:
         solutions.append(solution)
     reports = {label: s.report for (label, _), s in zip(RUNS, solutions, strict=True)}
 
-    out = Path(arguments.out)
     out.mkdir(parents=True, exist_ok=True)
     save_png(out / "sequential.png", picture(solutions[0].x))
     save_png(out / "parallel.png", picture(solutions[1].x))

@@ -18,13 +18,13 @@ from ..demo import model
 from ..demo.mixture import Mixture
 from ..denoisers import Denoise
 from ..errors import check_count
+from ..files import check_folder, write_json, write_tensors
 from ..noise import draw
 from ..options import Options
 from ..plots import picture, save_png
 from ..schedules import SCHEDULES
 from ..solve import Progress, Solution, solve
 from ..system import System
-from ..trajectory import write_atomically
 
 #: Each from (x0, sigmas, noise [K, B, ...], flow).
 SAMPLERS: dict[str, Callable[[Tensor, Tensor, Tensor, bool], System]] = {
@@ -119,6 +119,7 @@ def kernel_floor(task: Task, reference: Tensor, rows: int) -> float:
 
 def run(arguments: argparse.Namespace) -> None:
     """The command. Raises ValueError on bad input, before anything is written."""
+    out = check_folder(arguments.out)
     options = Options(
         solver=arguments.solver,
         preset=arguments.preset,
@@ -149,22 +150,14 @@ def run(arguments: argparse.Namespace) -> None:
         report.measured_speedup = reference.report.seconds / max(report.seconds, 1e-9)
         widest = max(report.window_per_round)
         report.kernel_floor = kernel_floor(task, reference.x, widest)
-    out = Path(arguments.out)
     out.mkdir(parents=True, exist_ok=True)
-    write_atomically(out / "result.safetensors", {"samples": solution.x.cpu()}, {"sampler": report.sampler})
+    write_tensors(out / "result.safetensors", {"samples": solution.x}, {"sampler": report.sampler})
     save_png(out / "result.png", picture(solution.x))
     write_json(out / "report.json", report.to_dict())
     if arguments.json:
         print(json.dumps(report.to_dict()))
     else:
         _tell(solution, out)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write beside ``path`` and rename."""
-    scratch = path.with_name(path.name + ".part")
-    scratch.write_text(json.dumps(value, indent=1), encoding="utf-8")
-    scratch.replace(path)
 
 
 def _tell(solution: Solution, out: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -24,12 +25,18 @@ def load(path: Path = WEIGHTS, dtype: torch.dtype = torch.float32, device: str |
     """The network with the weights of ``path``, in eval mode.
 
     Raises:
-        ValueError: there is no such file.
+        ValueError: there is no such file, or it does not hold this network.
     """
     if not path.is_file():
         raise ValueError(f"weights {path.name} is no file; the file of `paratafusion train-demo` is allowed")
     network = DemoNet()
-    network.load_state_dict(load_file(str(path)))
+    try:
+        network.load_state_dict(load_file(str(path)))
+    except (SafetensorError, RuntimeError) as error:
+        why = str(error).splitlines()[0]
+        raise ValueError(
+            f"weights {path.name} do not fit ({why}); the file of `paratafusion train-demo` is allowed"
+        ) from None
     return network.to(device, dtype).eval().requires_grad_(False)
 
 

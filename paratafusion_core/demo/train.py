@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
 from torch import Tensor
 
+from ..files import replacing, write_tensors
 from ..schedules import TIMESTEPS, sigma_of
 from .network import DemoNet
 from .shapes import render
@@ -62,17 +61,8 @@ def noised(images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, 
 
 
 def save_weights(network: DemoNet, path: Path) -> None:
-    """Write float16 weights atomically as safetensors."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(path.name + ".part")
-    save_file({k: v.half().contiguous() for k, v in network.state_dict().items()}, str(scratch))
-    os.replace(scratch, path)
-
-
-def _save_checkpoint(path: Path, state: dict) -> None:
-    scratch = path.with_name(path.name + ".part")
-    torch.save(state, scratch)
-    os.replace(scratch, path)
+    """Write float16 weights as safetensors."""
+    write_tensors(path, {k: v.half() for k, v in network.state_dict().items()})
 
 
 def train(
@@ -125,6 +115,7 @@ def train(
         if (step + 1) % recipe.every == 0 or step + 1 == recipe.steps:
             state = {"network": network.state_dict(), "average": average.state_dict()}
             state |= {"optimiser": optimiser.state_dict(), "step": step + 1, "loss": running}
-            _save_checkpoint(checkpoint, state)
+            with replacing(checkpoint) as scratch:
+                torch.save(state, scratch)
             save_weights(average, weights)
     return weights

@@ -88,7 +88,6 @@ def paper(problem, tau: float, m: int, order: int) -> tuple[Tensor, int]:
     K = len(sigma)
     alpha = torch.cat([(1 + sigma**2).rsqrt(), torch.ones(1, dtype=torch.float64)])  # the result has no noise
     level = torch.cat([sigma, torch.zeros(1, dtype=torch.float64)])
-    x0 = problem.system.S[0] * alpha[0]
     a = alpha[1:] / alpha[:-1]
     b = alpha[1:] * level[1:] - a * alpha[:-1] * level[:-1]
     # DDPM's noise into row k, in VP units: the g of the residual rule

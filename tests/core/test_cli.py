@@ -1,0 +1,272 @@
+"""The commands, in this process through ``cli.main`` and once as installed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sysconfig
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from paratafusion_core import cli
+from paratafusion_core.cli import bench, sample, train
+from paratafusion_core.cli.sample import SAMPLERS
+from paratafusion_core.demo import model
+from paratafusion_core.demo.mixture import Mixture
+from paratafusion_core.demo.train import Recipe
+from paratafusion_core.options import SOLVERS
+from paratafusion_core.report import Report
+
+Outcome = tuple[int, str, str]
+Cli = Callable[..., Outcome]
+FILES = {"result.safetensors", "result.png", "report.json"}
+MIXTURE = ["sample", "--model", "mixture", "--prompt", "a cat", "--steps", "7", "--out", "out"]
+SHAPE = list(Mixture.make().shape)
+
+
+@pytest.fixture
+def run(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Cli:
+    """The command line in an empty folder: exit code, standard output, standard error."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*words: Any) -> Outcome:
+        try:
+            code = cli.main([str(word) for word in words])
+        except SystemExit as stopped:  # argparse leaves this way
+            code = int(stopped.code or 0)
+        return code, *capsys.readouterr()
+
+    return call
+
+
+def files(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_sample(run: Cli, tmp_path: Path, solver: str, dtype: str) -> None:
+    code, out, _ = run(*MIXTURE, "--solver", solver, "--batch", 2, "--dtype", dtype, "--compare", "--json")
+    assert code == 0
+    told = json.loads(out)  # JSON alone
+    assert told == json.loads((tmp_path / "out/report.json").read_text())
+    assert set(told) == set(Report("", 0, "", "", 0.0, 0).to_dict())
+    assert told["solver"] == solver and told["sampler"] == "ddim"
+    assert told["steps"] == told["sequential_nfe"] == 7
+    assert told["rounds"] == len(told["rows_per_round"]) <= 7
+    assert told["nfe"] == sum(told["rows_per_round"])
+    assert told["frozen_per_round"][-1] == 7
+    assert all(told[k] is not None for k in ("max_abs", "rel_l2", "kernel_floor", "measured_speedup"))
+    assert (told["psnr_db"] is None) == (told["max_abs"] == 0)
+    assert (solver == "sequential") <= (told["max_abs"] == 0)
+
+    assert files(tmp_path / "out") == FILES
+    samples = load_file(tmp_path / "out/result.safetensors")
+    assert set(samples) == {"samples"}
+    assert list(samples["samples"].shape) == [2, *SHAPE]
+    assert samples["samples"].dtype == getattr(torch, dtype)
+    with Image.open(tmp_path / "out/result.png") as image:
+        image.load()
+        assert image.format == "PNG" and min(image.size) > 1
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_exact_is_sequential_to_the_bit(run: Cli, solver: str) -> None:
+    code, out, _ = run(*MIXTURE, "--solver", solver, "--preset", "exact", "--dtype", "float64", "--compare", "--json")
+    told = json.loads(out)
+    assert (code, told["max_abs"], told["kernel_floor"]) == (0, 0.0, 0.0)
+
+
+@pytest.mark.parametrize("schedule", ["normal", "karras", "uniform"])
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_every_sampler_and_schedule(run: Cli, sampler: str, schedule: str) -> None:
+    code, out, _ = run(*MIXTURE, "--sampler", sampler, "--schedule", schedule, "--json")
+    assert code == 0
+    assert json.loads(out)["sampler"] == sampler
+
+
+@pytest.mark.parametrize(
+    ("option", "field", "value"),
+    [
+        (["--window", 3], "window_per_round", 3),
+        (["--window", "full"], "window_per_round", 7),
+        (["--window", 99], "window_per_round", 7),
+    ],
+)
+def test_window_is_obeyed(run: Cli, option: list[Any], field: str, value: int) -> None:
+    _, out, _ = run(*MIXTURE, *option, "--json")
+    assert max(json.loads(out)[field]) == value
+
+
+def test_max_rounds_ends_early_with_a_picture(run: Cli, tmp_path: Path) -> None:
+    _, out, _ = run(*MIXTURE, "--tol", 0, "--max-rounds", 2, "--json")
+    told = json.loads(out)
+    assert (told["rounds"], told["status"], told["tolerance"]) == (2, "max_rounds", 0)
+    assert load_file(tmp_path / "out/result.safetensors")["samples"].isfinite().all()
+
+
+def test_words_without_json(run: Cli) -> None:
+    code, out, _ = run(*MIXTURE, "--compare")
+    assert code == 0
+    for part in ("rounds", "rows evaluated", "against sequential", "result.png", "report.json"):
+        assert part in out
+
+
+def test_the_seed_and_nothing_else_decides_an_image(run: Cli, tmp_path: Path) -> None:
+    def drawn(*more: Any) -> torch.Tensor:
+        assert run(*MIXTURE, "--solver", "sequential", "--sampler", "ddpm", *more)[0] == 0
+        return load_file(tmp_path / "out/result.safetensors")["samples"]
+
+    one = drawn("--seed", 5)
+    assert torch.equal(one, drawn("--seed", 5))
+    assert torch.equal(one, drawn("--seed", 5, "--batch", 3)[:1])
+    assert not torch.equal(one, drawn("--seed", 6))
+
+
+BAD = [
+    (["--steps", "0"], "steps", "0"),
+    (["--steps", "-4"], "steps", "-4"),
+    (["--steps", "2.5"], "steps", "2.5"),
+    (["--window", "0"], "window", "0"),
+    (["--window", "wide"], "window", "'wide'"),
+    (["--tol", "-0.1"], "tol", "-0.1"),
+    (["--tol", "nan"], "tol", "nan"),
+    (["--cfg", "nan"], "cfg", "nan"),
+    (["--cfg", "inf"], "cfg", "inf"),
+    (["--history", "0"], "history", "0"),
+    (["--order", "0"], "order", "0"),
+    (["--max-rounds", "0"], "max_rounds|max-rounds", "0"),
+    (["--batch", "0"], "batch", "0"),
+    (["--seed", "-1"], "seed", "-1"),
+    (["--rows", "9"], "rows", "9"),
+    (["--target", "40"], "target", "40"),
+    (["--solver", "magic"], "solver", "'magic'"),
+    (["--preset", "best"], "preset", "'best'"),
+    (["--sampler", "heun"], "sampler", "'heun'"),
+    (["--schedule", "cosine"], "schedule", "'cosine'"),
+    (["--schedule", "flow"], "schedule", "'flow'"),
+    (["--dtype", "float16"], "dtype", "'float16'"),
+    (["--model", "sdxl"], "model", "'sdxl'"),
+    (["--model", "demo", "--prompt", "large rde ring"], "prompt", "'rde' (did you mean 'red'?)"),
+    (["--model", "demo", "--prompt", "red blue ring"], "prompt", "red, blue"),
+]
+
+
+@pytest.mark.parametrize(("words", "name", "value"), BAD, ids=lambda v: " ".join(v) if isinstance(v, list) else "")
+def test_bad_input(run: Cli, tmp_path: Path, words: list[str], name: str, value: str) -> None:
+    code, out, err = run(*MIXTURE, *words, "--json")
+    assert (code, out) == (2, "")
+    assert err.count("\n") == 1 and err.startswith("paratafusion sample: "), "one sentence"
+    assert any(part in err for part in name.split("|")) and value in err
+    assert "allowed" in err or "choose from" in err or "leave it out" in err or "invalid int value" in err
+    assert not any(word in err for word in ("Traceback", " _", "None"))
+    assert files(tmp_path) == set(), "nothing is written"
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        (["demo", "--steps", "0"], "steps"),
+        (["demo", "--prompt", "green dragon"], "dragon"),
+        (["bench", "--seeds", "0"], "seeds"),
+        (["bench", "--suite", "slow"], "suite"),
+        (["train-demo", "--out", "weights", "--steps", "0"], "steps"),
+        (["train-demo"], "--out"),
+        (["paint"], "paint"),
+        ([], "command"),
+    ],
+)
+def test_bad_input_of_the_other_commands(run: Cli, tmp_path: Path, words: list[str], part: str) -> None:
+    code, out, err = run(*words)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert part in err
+    assert files(tmp_path) == set()
+
+
+def test_bad_input_leaves_earlier_results_alone(run: Cli, tmp_path: Path) -> None:
+    run(*MIXTURE)
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    assert run(*MIXTURE, "--tol", "-1")[0] == 2
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+
+
+def test_out_that_is_a_file(run: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refused before the run: its picture would be lost."""
+    (tmp_path / "out").write_text("mine")
+    monkeypatch.setattr(sample, "solve", lambda *_, **__: pytest.fail("the run began"))
+    code, out, err = run(*MIXTURE)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "out" in err
+    assert (tmp_path / "out").read_text() == "mine"
+
+
+@pytest.mark.parametrize("schedule", ["normal", "flow"])
+def test_sample_on_the_network(run: Cli, tmp_path: Path, schedule: str) -> None:
+    words = ["sample", "--prompt", "a ring, red and large", "--schedule", schedule, "--steps", 6, "--preset", "exact"]
+    code, out, _ = run(*words, "--window", 3, "--out", "out", "--compare", "--json")
+    told = json.loads(out)
+    assert code == 0
+    assert told["max_abs"] <= 1e-4
+    samples = load_file(tmp_path / "out/result.safetensors")["samples"]
+    assert list(samples.shape) == [1, 3, 32, 32] and samples.dtype == torch.float32
+    with Image.open(tmp_path / "out/result.png") as image:
+        assert image.mode == "RGB" and image.width == image.height >= 32
+
+
+def test_demo(run: Cli, tmp_path: Path) -> None:
+    code, out, _ = run("demo", "--steps", 6)
+    assert code == 0
+    assert files(tmp_path / "paratafusion-demo") == {"sequential.png", "parallel.png", "convergence.png", "report.json"}
+    for png in (tmp_path / "paratafusion-demo").glob("*.png"):
+        with Image.open(png) as image:
+            image.load()
+    runs = json.loads((tmp_path / "paratafusion-demo/report.json").read_text())["runs"]
+    for label, report in runs.items():
+        line = next(line for line in out.splitlines() if line.startswith(label + " "))
+        assert {str(report["rounds"]), str(report["nfe"])} <= set(line.split())
+
+
+def test_demo_json(run: Cli) -> None:
+    _, out, _ = run("demo", "--steps", 3, "--json", "--prompt", "small blue cross")
+    assert json.loads(out)["prompt"] == "small blue cross"
+
+
+def test_bench(run: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cases = (bench.Case("ddim", "normal", 4, 4.0, 2), bench.Case("dpmpp_2m", "karras", 4, 2.0, "full", "picard"))
+    monkeypatch.setitem(bench.SUITES, "quick", cases)
+    code, out, _ = run("bench", "--seeds", 2, "--out", "out", "--json")
+    rows = [json.loads(line) for line in out.splitlines()]
+    assert (code, len(rows)) == (0, 4)
+    assert rows == [json.loads(line) for line in (tmp_path / "out/quick.jsonl").read_text().splitlines()]
+    assert {row["seed"] for row in rows} == {0, 1}
+    assert len((tmp_path / "out/quick.md").read_text().splitlines()) == 2 + len(cases)
+
+
+def test_train_demo_resumes(run: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train, "Recipe", lambda: Recipe(batch=2))
+    assert run("train-demo", "--steps", 1, "--out", "weights")[0] == 0
+    first = torch.load(tmp_path / "weights/checkpoint.pt", weights_only=True)["step"]
+    code, out, _ = run("train-demo", "--steps", 2, "--out", "weights")
+    assert (code, first, torch.load(tmp_path / "weights/checkpoint.pt", weights_only=True)["step"]) == (0, 1, 2)
+    assert files(tmp_path / "weights") == {"checkpoint.pt", "demo.safetensors"}
+    assert "demo.safetensors" in out
+    assert (tmp_path / "weights/demo.safetensors").stat().st_size <= 4_000_000
+    model.load(tmp_path / "weights/demo.safetensors")
+
+
+def test_the_installed_command(tmp_path: Path) -> None:
+    command = shutil.which("paratafusion", path=sysconfig.get_path("scripts"))
+    assert command, "the package is not installed here: python -m pip install -e '.[dev]'"
+    words = [command, *MIXTURE, "--json"]
+    good = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert good.returncode == 0, good.stderr
+    assert json.loads(good.stdout)["rounds"] <= 7
+    bad = subprocess.run([*words, "--window", "0"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (bad.returncode, bad.stdout, bad.stderr.count("\n")) == (2, "", 1)
