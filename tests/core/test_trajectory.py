@@ -17,7 +17,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from paratafusion_core import Options, Trajectory, load_trajectory, save_trajectory, schedules, schemes, solve
-from paratafusion_core import files as module
+from paratafusion_core import files
+from paratafusion_core import trajectory as module
 from paratafusion_core.demo.mixture import Mixture
 from paratafusion_core.noise import draw
 
@@ -73,7 +74,7 @@ def test_a_failing_write_changes_nothing(
             Path(target).write_bytes(b"half")
         raise error
 
-    monkeypatch.setattr(module if failing == "save_file" else os, failing, fail)
+    monkeypatch.setattr(files if failing == "save_file" else os, failing, fail)
     with pytest.raises(type(error)):
         save_trajectory(path, example(5))
     assert {p.name: p.read_bytes() for p in path.parent.iterdir()} == before
