@@ -16,8 +16,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor
 
-from paratafusion_core import Options, Trajectory, load_trajectory, save_trajectory, schedules, schemes, solve
-from paratafusion_core import files
+from paratafusion_core import Options, Trajectory, files, load_trajectory, save_trajectory, schedules, schemes, solve
 from paratafusion_core import trajectory as module
 from paratafusion_core.demo.mixture import Mixture
 from paratafusion_core.noise import draw
