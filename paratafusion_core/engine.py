@@ -18,9 +18,8 @@ from .devices import send
 from .rows import Scales, Window
 from .solvers import Solver
 
-#: A row that moves by more than this many times its own size, or whose D is that much larger than data, is refilled.
+#: A row that moves by more than this many times its own size, or whose D is that much larger than data, has exploded.
 EXPLODED = 20.0
-TRUST = 20.0
 
 
 @dataclass(frozen=True)
@@ -85,10 +84,12 @@ class Round:
 
     Attributes:
         D: ``[n, B, d]`` as evaluated.
-        corrected: ``[n, B, d]`` D after the solver's correction.
+        corrected: ``[n, B, d]`` D after the solver's correction; of the good rows.
         moved: ``[n, B, d]`` states that the solver moved itself, or None: they follow from ``corrected``.
         state: the solver's.
-        frozen: leading rows that are final now. good: leading rows that are sound.
+        frozen: leading rows that are final now.
+        good: leading rows that are sound and near enough to be corrected; the others are refilled.
+        unsound: rows that were not finite or exploded.
         residual: of each row. evaluated: rows that were. model_seconds: their wall time.
     """
 
@@ -98,6 +99,7 @@ class Round:
     state: Any
     frozen: int
     good: int
+    unsound: int
     residual: list[float]
     evaluated: int
     model_seconds: float
@@ -137,16 +139,15 @@ def play(problem: Problem, front: Front) -> Round:
         )
 
     step = problem.solver.step(window, numbers, measured.state)
-    good = _leading(flags[0] & (step.growth <= TRUST))
+    sound = flags[0] & (step.growth <= EXPLODED)
+    good = _leading(sound & (step.growth <= problem.solver.trust))
     calm = flags[1] if problem.exact else step.residual <= problem.tolerance
     frozen = min(max(_leading(calm), 1), good)
     correction = (send(step.weights, D) @ measured.basis).transpose(0, 1)
     moved = front.x + correction if problem.solver.moves_x else None
     corrected = D if problem.solver.moves_x else D + correction
-    if good < n:
-        corrected = torch.cat([corrected[:good], corrected[good - 1 : good].expand(n - good, -1, -1)])
     residual = step.residual.tolist()
-    return Round(D, corrected, moved, measured.state, frozen, good, residual, evaluated, seconds)
+    return Round(D, corrected, moved, measured.state, frozen, good, n - int(sound.sum()), residual, evaluated, seconds)
 
 
 def fold(problem: Problem, first: int, D: Tensor) -> None:
@@ -188,11 +189,13 @@ def advance(problem: Problem, front: Front, done: Round, stop: int) -> Front:
 def fill(problem: Problem, front: Front, done: Round, first: int, stop: int) -> Tensor:
     """States ``first..stop-1`` (K is the picture) from the folded S, the window's D, and a guess for rows beyond it.
 
-    Rows not evaluated yet are taken to have the D of the last evaluated row l; after a warm start, to differ from the
-    earlier run's as that row does: ``D_i_old + (D_l - D_l_old)``, or plain ``D_i_old`` where the solver copies.
+    Rows not evaluated yet or not good are taken to have the D of the last good row l; after a warm start, to differ
+    from the earlier run's as that row does, ``D_i_old + (D_l - D_l_old)``, or to be ``D_i_old`` itself where the
+    solver copies.
     """
-    live, beyond = front.first + done.frozen, front.stop
-    D, x = done.corrected[done.frozen :], problem.S[first:stop].clone()
+    live, beyond = front.first + done.frozen, front.first + done.good
+    D, last = done.corrected[done.frozen : done.good], done.corrected[done.good - 1 : done.good]
+    x = problem.S[first:stop].clone()
     rows = problem.C[first:stop]
     ahead = min(stop - 1, problem.total)  # rows that any of these states depends on
     if problem.exact:
@@ -204,22 +207,22 @@ def fill(problem: Problem, front: Front, done: Round, first: int, stop: int) -> 
     tail = rows[:, beyond:ahead]
     copies = problem.warm is not None and problem.solver.copies_warm
     if not copies:
-        x = _matmul(tail.sum(1, keepdim=True), done.corrected[-1:], x)
+        x = _matmul(tail.sum(1, keepdim=True), last, x)
     if problem.warm is not None:
         old = send(problem.warm[beyond:ahead], x)
-        last = torch.zeros_like(old[:1]) if copies else send(problem.warm[beyond - 1 : beyond], x)
-        x = _matmul(tail, old - last, x)
+        base = torch.zeros_like(old[:1]) if copies else send(problem.warm[beyond - 1 : beyond], x)
+        x = _matmul(tail, old - base, x)
     return x
 
 
 def guess(problem: Problem, front: Front, done: Round) -> Tensor:
-    """D of the rows that are not final: the window's corrected ones and, beyond it, :func:`fill`'s guess."""
-    live, beyond = done.corrected[done.frozen :], problem.total - front.stop
-    last = done.corrected[-1:].expand(beyond, -1, -1)
-    if problem.warm is not None and beyond:
-        old = send(problem.warm[front.stop - 1 :], last)
-        last = old[1:] if problem.solver.copies_warm else last + old[1:] - old[:1]
-    return torch.cat([live, last])
+    """D of the rows that are not final: the window's corrected ones and, beyond them, :func:`fill`'s guess."""
+    live, beyond = done.corrected[done.frozen : done.good], front.first + done.good
+    held = done.corrected[done.good - 1].expand(problem.total - beyond, -1, -1)
+    if problem.warm is not None:
+        old = send(problem.warm[beyond - 1 :], held)
+        held = old[1:] if problem.solver.copies_warm else held + old[1:] - old[:1]
+    return torch.cat([live, held])
 
 
 def _evaluate(problem: Problem, front: Front) -> tuple[Tensor, int]:

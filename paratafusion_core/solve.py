@@ -175,7 +175,7 @@ def _account(report: Report, front: Front, done: Round) -> None:
     report.frozen_per_round.append(front.first + done.frozen)
     report.window_per_round.append(len(front.x))
     report.residuals.append((front.first, done.residual))
-    report.repairs += len(front.x) - done.good
+    report.repairs += done.unsound
     report.model_seconds += done.model_seconds
 
 

@@ -13,7 +13,7 @@ def make(options: Options) -> Solver:
     if options.solver == "parataa":
         return ParaTAA(tau=options.tolerance, history=options.history or 3, order=options.order)
     if options.solver == "quasi-newton":
-        return TriangularNewton(history=options.history or 2)
+        return TriangularNewton(history=options.history or 2, trust=0.15)
     return TriangularNewton(history=0, slope="eps" if options.solver == "picard-eps" else "held")
 
 

@@ -50,6 +50,11 @@ class Solver(Protocol):
         ...
 
     @property
+    def trust(self) -> float:
+        """Rows from the first that would move by more than this many times its own size are refilled, not corrected."""
+        ...
+
+    @property
     def copies_warm(self) -> bool:
         """A warm start copies the earlier D (the paper's way) instead of following how it has changed."""
         ...

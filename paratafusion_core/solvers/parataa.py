@@ -19,6 +19,7 @@ as it stands: same solution, same residuals for j = first row.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -63,6 +64,7 @@ class ParaTAA:
     history: int = 3
     order: int | None = None
     ridge: float = 1e-3
+    trust: float = math.inf
     moves_x: bool = True
     copies_warm: bool = True
 
