@@ -1,0 +1,167 @@
+"""What cannot be evaluated at several noise levels in one batch, and so runs on the plain sampler, with the reason.
+
+Two nets: a list of what is known to mix the rows of a batch or to remember the step before, found by the name of the
+function that does it, and a probe of the model itself, which needs no names.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .batched import cond_lists, controls_of
+
+#: Rows that do not touch each other agree to this, relative to the largest value; rows that do are off by 3e-2 or more.
+INDEPENDENT_WITHIN = 1e-2
+
+#: module (its last name) -> (functions, or any; why). Modules are the host's own node files and patches.
+_KNOWN: dict[str, tuple[tuple[str, ...], str]] = {
+    "nodes_easycache": ((), "EasyCache and LazyCache reuse the step before"),
+    "nodes_context_windows": ((), "context windows advance with the steps"),
+    "context_windows": ((), "context windows advance with the steps"),
+    "nodes_mahiro": ((), "Mahiro (Positive-Biased Guidance) averages over the whole batch"),
+    "nodes_tomesd": ((), "ToMe merges tokens by random numbers drawn for the whole batch"),
+    "nodes_video_model": (("linear_cfg",), "Video Linear/Triangle CFG scales a picture by its place in the batch"),
+    "nodes_lumina2": (("renorm_cfg_func",), "RenormCFG handles one picture at one noise level"),
+    "nodes_eps": (("temporal_score_rescaling",), "Temporal Score Rescaling handles one noise level at a time"),
+    "nodes_slg": ((), "Skip Layer Guidance reads its range off the first picture"),
+    "nodes_model_downscale": ((), "PatchModelAddDownscale reads its range off the first picture"),
+    "nodes_custom_sampler": (("predict_noise_wrapper",), "CFG Override reads its range off the first picture"),
+    "nodes_hidream_o1": (("smoothing_wrapper",), "patch seam smoothing reads its range off the first picture"),
+    "nodes_model_patch": (("restore_cfg_function",), "SUPIR's restore guidance reads its range off the first picture"),
+    "supir_patch": ((), "SUPIR reads its range off the first picture"),
+    "lllite": ((), "LLLite reads its range off the whole batch"),
+}
+#: Classes of patches in nodes_model_patch whose range is read off the first picture.
+_RANGED_ATTRIBUTES = ("sigma_start", "sigma_end")
+#: Model classes that mix rows.
+_MODELS = {"LTXAV": "LTX-2 shares the largest noise level of a batch between its pictures"}
+
+
+#: Model classes of the host whose networks treat the pictures of a batch one by one; each is in the tests, but for
+#: SDXL, which is SD 1.5's network with one more vector a picture.
+_ONE_BY_ONE = frozenset({"BaseModel", "SDXL", "SD3", "Flux", "WAN21"})
+_PLAIN_GUIDERS = frozenset({"CFGGuider", "Guider_Basic"})
+
+
+def _callables(value: Any, depth: int = 0) -> Iterator[Any]:
+    """Functions and patch objects anywhere inside the model's options."""
+    if depth > 8 or torch.is_tensor(value):
+        return
+    if isinstance(value, dict):
+        for item in value.values():
+            yield from _callables(item, depth + 1)
+    elif isinstance(value, (list, tuple, set)):
+        for item in value:
+            yield from _callables(item, depth + 1)
+    elif callable(value):
+        yield value
+        yield from _callables(getattr(value, "func", None), depth + 1)  # functools.partial
+        yield from _callables(getattr(value, "__self__", None), depth + 1)
+
+
+def _closure(function: Any) -> dict[str, Any]:
+    """The variables a nested function has kept."""
+    code, cells = getattr(function, "__code__", None), getattr(function, "__closure__", None)
+    if code is None or not cells:
+        return {}
+    kept = {}
+    for name, cell in zip(code.co_freevars, cells, strict=True):
+        with contextlib.suppress(ValueError):  # an empty cell
+            kept[name] = cell.cell_contents
+    return kept
+
+
+def _known_trouble(function: Any) -> str | None:
+    """Why this function cannot see several noise levels at once, or None."""
+    module = str(getattr(function, "__module__", None) or type(function).__module__)
+    tail = module.replace("\\", "/").rsplit("/", 1)[-1].rsplit(".", 1)[-1]
+    name = getattr(function, "__name__", type(function).__name__)
+    names, reason = _KNOWN.get(tail, (("",), ""))
+    if not names or name in names:
+        return reason
+    if tail == "nodes_apg" and _closure(function).get("momentum"):
+        return "APG's momentum carries the guidance of the step before"
+    if tail == "nodes_hypertile" and (_closure(function).get("swap_size") or 0) > 2:  # of two it always takes the first
+        return "HyperTile draws its tiles anew in each model call"
+    if tail == "nodes_model_patch" and all(hasattr(function, a) for a in _RANGED_ATTRIBUTES):
+        return f"{name} reads its range off the first picture"
+    return None
+
+
+def _cond_trouble(guider: Any, batch: int) -> str | None:
+    for conds in cond_lists(guider).values():
+        for cond in conds:
+            for hook in getattr(cond.get("hooks"), "hooks", ()):
+                if getattr(getattr(hook, "hook_keyframe", None), "keyframes", None):
+                    return "hooks with keyframes change the weights with the noise level"
+            for control in controls_of(cond):
+                hint = getattr(control, "cond_hint_original", None)
+                count = hint.shape[0] if torch.is_tensor(hint) and hint.ndim >= 3 else 1
+                if count > 1 and batch % count:
+                    return f"a ControlNet has {count} images for a batch of {batch}"
+    return None
+
+
+def known_reason(model: Any, options: dict[str, Any], batch: int) -> str | None:
+    """Why this graph must run on the plain sampler, or None when nothing known speaks against batching.
+
+    Args:
+        model: the ``KSamplerX0Inpaint`` of the run. options: its ``model_options``. batch: pictures of the latent.
+    """
+    guider = model.inner_model
+    network = guider.inner_model
+    if options.get("context_handler") is not None:
+        return "context windows advance with the steps"
+    for kind in type(network).__mro__:
+        if kind.__name__ in _MODELS:
+            return _MODELS[kind.__name__]
+    if getattr(getattr(getattr(network, "diffusion_model", None), "params", None), "meanflow", False):
+        return "MeanFlow models read the next noise level of the schedule"
+    for function in _callables([options, getattr(guider, "model_options", {})]):
+        reason = _known_trouble(function)
+        if reason:
+            return reason
+    return _cond_trouble(guider, batch)
+
+
+def needs_probe(model: Any, options: dict[str, Any]) -> bool:
+    """Whether anything in this graph is not known to keep the pictures of a batch apart.
+
+    A plain checkpoint with plain prompts is known to, and saves the four evaluations of the probe.
+    """
+    guider = model.inner_model
+    network = guider.inner_model
+    inside = type(getattr(network, "diffusion_model", None)).__module__
+    plain_network = type(network).__module__ == "comfy.model_base" and type(network).__name__ in _ONE_BY_ONE
+    plain_network &= inside.startswith("comfy.ldm.") or inside.startswith(f"{__package__}.")
+    replaced = set(getattr(guider.model_patcher, "object_patches", {})) - {"model_sampling"}
+    extras = any(
+        k in cond for conds in cond_lists(guider).values() for cond in conds for k in ("hooks", "control", "gligen")
+    )
+    patched = any(True for _ in _callables([options, getattr(guider, "model_options", {})]))
+    return not plain_network or type(guider).__name__ not in _PLAIN_GUIDERS or bool(replaced) or extras or patched
+
+
+def rows_touch(denoise: Callable[[Tensor, Tensor], Tensor], x: Tensor, sigmas: Tensor) -> bool:
+    """Whether a row's result depends on the other rows of its batch, on its place in it, or on the first row's level.
+
+    Two calls of equal shape hold the real first state, once at the front of a batch and once behind a row of the last
+    noise level. Independent rows agree.
+
+    Args:
+        denoise: the batched model call.
+        x: the noisy start ``[B, ...]``.
+        sigmas: ``[K]`` noise level of every evaluation.
+    """
+    first, middle, last = sigmas[0], sigmas[len(sigmas) // 2], sigmas[-1]
+    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(1)).to(x)
+    here = denoise(torch.stack([x, 0.5 * x + 0.1 * noise]), torch.stack([first, middle]))[0]
+    there = denoise(torch.stack([0.1 * x + 0.2 * noise, x]), torch.stack([last, first]))[1]
+    if not (here.isfinite().all() and there.isfinite().all()):
+        return False  # the plain sampler would fail alike; the solver reports it
+    return bool((here - there).abs().max() > INDEPENDENT_WITHIN * here.abs().max().clamp_min(1e-12))

@@ -1,0 +1,233 @@
+"""A parallel SAMPLER from any SAMPLER: capture, guards, solve; otherwise the user's own function, with the reason."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+import comfy.model_sampling
+import comfy.samplers
+from torch import Tensor
+
+from ...paratafusion_core import Options, Progress, Report, System, Trajectory, solve
+from .batched import BatchedModel
+from .capture import Captured, CaptureError, capture
+from .guards import known_reason, needs_probe, rows_touch
+from .notify import say_on_node
+from .settings import Outcome, Settings
+from .uncond import FoldedModel, distinct, fold_uncond
+
+log = logging.getLogger(__name__)
+Denoise = Callable[[Tensor, Tensor], Tensor]
+
+
+class Unfit(Exception):
+    """This run cannot be parallel; the message is the reason."""
+
+
+def parallel(inner: Any, settings: Settings, outcome: Outcome, warm: Trajectory | None = None) -> Any:
+    """``inner``, a SAMPLER, as a SAMPLER that solves its steps together.
+
+    It keeps the host's ``KSAMPLER`` around it: noise scaling, inpainting and previews stay the host's own.
+
+    Args:
+        settings: how. outcome: is filled by each run. warm: an earlier run's trajectory to start from.
+
+    Raises:
+        ValueError: ``inner`` is no SAMPLER.
+    """
+    if not hasattr(inner, "sample"):
+        raise ValueError(f"sampler is a {type(inner).__name__}; a SAMPLER is allowed")
+    own = type(inner).sample is not comfy.samplers.KSAMPLER.sample
+    if own or not hasattr(inner, "sampler_function"):
+        return _Unwrapped(inner, outcome)
+    run = _Run(inner.sampler_function, dict(inner.extra_options), settings, outcome, warm)
+    return comfy.samplers.KSAMPLER(run, {}, dict(inner.inpaint_options))
+
+
+def name_of(function: Any) -> str:
+    """A sampler function's name as the artist knows it."""
+    name = getattr(function, "__name__", None) or type(function).__name__
+    return name.removeprefix("sample_").removesuffix("_function")
+
+
+def _fallback(outcome: Outcome, name: str, steps: int, settings: Settings, reason: str, started: float) -> None:
+    """Say in the log and in the report that the plain sampler ran, and why."""
+    log.warning("ParaTAFusion: %s ran sequentially: %s", name, reason)
+    _sequential_report(outcome, name, steps, settings, started).fallback = reason
+
+
+def _sequential_report(outcome: Outcome, name: str, steps: int, settings: Settings, started: float) -> Report:
+    report = Report(name, steps, "sequential", settings.preset, settings.tol or 0.0, steps)
+    report.rounds = report.nfe = steps
+    report.rows_per_round = [1] * steps
+    report.seconds = report.model_seconds = time.perf_counter() - started
+    outcome.report, outcome.trajectory = report, None
+    return report
+
+
+def _account(report: Report, started: float, probing: float) -> None:
+    """Count what came before the first round: the capture as the engine's time, the probe as the model's."""
+    report.seconds = time.perf_counter() - started
+    report.model_seconds += probing
+    report.engine_seconds = max(report.seconds - report.model_seconds, 0.0)
+
+
+class _Unwrapped(comfy.samplers.Sampler):
+    """A SAMPLER with a ``sample`` method of its own cannot be read off: it runs as it is."""
+
+    def __init__(self, inner: Any, outcome: Outcome) -> None:
+        self._inner, self._outcome = inner, outcome
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return getattr(self._inner, name)
+
+    def sample(self, model_wrap: Any, sigmas: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        started, name = time.perf_counter(), type(self._inner).__name__
+        result = self._inner.sample(model_wrap, sigmas, *args, **kwargs)
+        reason = "it brings its own way of sampling instead of a sampler function"
+        _fallback(self._outcome, name, max(len(sigmas) - 1, 0), Settings(), reason, started)
+        return result
+
+
+class _Run:
+    """A sampler function in k-diffusion's form, as ``KSAMPLER`` calls it."""
+
+    def __init__(
+        self,
+        function: Callable[..., Tensor],
+        extra: dict[str, Any],
+        settings: Settings,
+        outcome: Outcome,
+        warm: Trajectory | None,
+    ) -> None:
+        self._function, self._extra, self._settings = function, extra, settings
+        self._outcome, self._warm = outcome, warm
+        self.__name__ = f"parallel_{name_of(function)}"
+
+    def __call__(
+        self,
+        model: Any,
+        x: Tensor,
+        sigmas: Tensor,
+        extra_args: dict[str, Any],
+        callback: Any = None,
+        disable: Any = None,
+    ) -> Tensor:
+        """Sample from ``x`` along ``sigmas``; see :func:`parallel`.
+
+        Raises:
+            ValueError: the warm start has another shape.
+        """
+        self._check_warm(x)
+        try:
+            return self._sample(model, x, sigmas, extra_args, callback, disable)
+        finally:
+            if self._outcome.report is not None:
+                say_on_node(self._outcome.summary())
+
+    def _sample(
+        self, model: Any, x: Tensor, sigmas: Tensor, extra_args: dict[str, Any], callback: Any, disable: Any
+    ) -> Tensor:
+        self._outcome.report = self._outcome.trajectory = None
+        started, steps, name = time.perf_counter(), max(len(sigmas) - 1, 0), name_of(self._function)
+        reason = None
+        if not self._settings.sequential:
+            try:
+                return self._solve(model, x, sigmas, extra_args, callback)
+            except Unfit as unfit:
+                reason = str(unfit)
+        result = self._function(
+            model, x, sigmas, extra_args=extra_args, callback=callback, disable=disable, **self._extra
+        )
+        if reason is None:
+            _sequential_report(self._outcome, name, steps, self._settings, started)
+        else:
+            _fallback(self._outcome, name, steps, self._settings, reason, started)
+        return result
+
+    def _check_warm(self, x: Tensor) -> None:
+        if self._warm is not None and self._warm.shape != tuple(x.shape):
+            shape = list(self._warm.shape)
+            raise ValueError(f"trajectory has latent shape {shape}; {list(x.shape)}, this run's, is allowed")
+
+    def _solve(self, model: Any, x: Tensor, sigmas: Tensor, extra_args: dict[str, Any], callback: Any) -> Tensor:
+        started = time.perf_counter()
+        if len(sigmas) < 2:
+            raise Unfit("there are no steps to run")
+        if not isinstance(model, comfy.samplers.KSamplerX0Inpaint):
+            raise Unfit(f"the model comes wrapped as {type(model).__name__}, which is not the host's own wrapper")
+        reason = known_reason(model, extra_args["model_options"], x.shape[0])
+        if reason:
+            raise Unfit(reason)
+        try:
+            captured = capture(self._function, self._extra, model, x, sigmas, extra_args)
+            system, batched, denoise = self._system(captured, model, x, sigmas, extra_args)
+        except CaptureError as error:
+            raise Unfit(f"the sampler cannot be made parallel: {error}") from None
+        options = self._options(model, captured)
+        several = options.window != 1 and captured.evaluations > 1
+        probing = time.perf_counter()
+        if several and needs_probe(model, extra_args["model_options"]) and rows_touch(batched, x, captured.sigmas):
+            raise Unfit("the pictures of a batch influence each other in this model or one of its patches")
+        probing = time.perf_counter() - probing
+        try:
+            solution = solve(
+                system,
+                denoise,
+                options,
+                warm=self._warm,
+                callback=self._telling(callback, batched, system, captured, sigmas),
+                keep_trajectory=self._outcome.want_trajectory,
+            )
+        except ValueError as error:
+            if batched.output is not None and not batched.output.isfinite().all():
+                raise Unfit("the model returned NaN or infinity") from error
+            raise
+        _account(solution.report, started, probing)
+        self._outcome.report, self._outcome.trajectory = solution.report, solution.trajectory
+        sigmas.copy_(captured.schedule)
+        return solution.x
+
+    def _system(
+        self, captured: Captured, model: Any, x: Tensor, sigmas: Tensor, extra_args: dict[str, Any]
+    ) -> tuple[System, BatchedModel, Denoise]:
+        """The engine's view of the captured run, and its model."""
+        name, steps = name_of(self._function), len(sigmas) - 1
+        args = copy.copy(extra_args)
+        batched = BatchedModel(model, args, x.shape[0], captured.keep_uncond)
+        if captured.U is None:
+            return System(captured.S, captured.C, captured.sigmas, name, steps), batched, batched
+        fold = fold_uncond(captured.C, captured.U)
+        levels = distinct(captured.sigmas)
+        return (
+            System(captured.S, fold.C, levels, name, steps),
+            batched,
+            FoldedModel(batched, fold, captured.sigmas, levels),
+        )
+
+    def _options(self, model: Any, captured: Captured) -> Options:
+        sampling = model.inner_model.inner_model.model_sampling
+        flow = isinstance(sampling, comfy.model_sampling.CONST) and float(captured.sigmas.max()) <= 1.0
+        rms = getattr(sampling, "data_rms", None) or getattr(sampling, "sigma_data", None) or 1.0
+        return self._settings.options(flow, float(rms))
+
+    @staticmethod
+    def _telling(callback: Any, batched: BatchedModel, system: System, captured: Captured, sigmas: Tensor) -> Any:
+        """One call of the host's callback a round: the progress bar, and the whole picture as it is known so far."""
+        steps, K = len(sigmas) - 1, system.evaluations
+        clean = float(captured.schedule[-1]) < 1e-2
+
+        def tell(progress: Progress) -> None:
+            step = min(steps - 1, max(progress.frozen * steps // K - 1, 0))
+            # where noise is left over, the last row's denoised picture is what an artist can look at
+            picture = progress.picture if clean or batched.output is None else batched.output[-1]
+            level = sigmas[step]
+            callback({"x": progress.picture, "denoised": picture, "i": step, "sigma": level, "sigma_hat": level})
+
+        return tell if callback is not None else None

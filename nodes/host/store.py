@@ -1,0 +1,57 @@
+"""The pack's one process state: trajectories kept under a name between runs, bounded, on the CPU."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass
+
+from ...paratafusion_core import Trajectory
+
+Key = tuple[str, str]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A kept trajectory and the hash of the problem that made it."""
+
+    trajectory: Trajectory
+    problem: str
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return self.trajectory.D.numel() * self.trajectory.D.element_size()
+
+
+class Store:
+    """At most ``entries`` trajectories and ``bytes`` of them; the least recently used go first."""
+
+    def __init__(self, entries: int = 16, max_bytes: int = 1 << 30) -> None:
+        self._entries, self._max_bytes = entries, max_bytes
+        self._kept: OrderedDict[Key, Entry] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def keep(self, key: Key, entry: Entry) -> None:
+        """Keep ``entry`` under ``key`` instead of what was there.
+
+        Raises:
+            ValueError: it alone is larger than the store.
+        """
+        if entry.size > self._max_bytes:
+            raise ValueError(f"trajectory has {entry.size} bytes; at most {self._max_bytes} can be kept between runs")
+        with self._lock:
+            self._kept.pop(key, None)
+            self._kept[key] = entry
+            while len(self._kept) > self._entries or sum(e.size for e in self._kept.values()) > self._max_bytes:
+                self._kept.popitem(last=False)
+
+    def recall(self, key: Key) -> Entry | None:
+        """What is kept under ``key``, or None."""
+        with self._lock:
+            if key in self._kept:
+                self._kept.move_to_end(key)
+            return self._kept.get(key)
+
+
+STORE = Store()

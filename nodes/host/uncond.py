@@ -1,0 +1,95 @@
+"""CFG++ samplers as ordinary systems: the unconditional pictures folded into the denoised ones.
+
+Such a sampler steps with D_i and with u_i, the unconditional picture. With M = C^-1 U on the rows 1..K, which is lower
+triangular and in practice a narrow band,
+
+    x_k = S_k + sum_i C[k,i] D_i + U[k,i] u_i = S_k + sum_i (C[k,i] a_i) E_i
+    E_i = (D_i + sum_{j<=i} M[i,j] u_j) / a_i,   a_i = 1 + M[i,i]
+
+so the engine sees one output a row. E_i is D_i guided more strongly (D + w (D - u) with w = -M[i,i] / a_i), and the
+division by a_i keeps its slope that of a denoiser.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .batched import BatchedModel
+from .capture import CaptureError
+
+#: Weights below this share of the largest are rounding of the fold, not part of the sampler.
+_NEGLIGIBLE = 1e-9
+#: Below this a row's E would be dominated by rounding; it is left unscaled.
+_SMALLEST_SCALE = 1e-4
+
+
+@dataclass(frozen=True)
+class Fold:
+    """``E_i = own[i] D_i + sum_{j<=i} others[i,j] u_j`` with weights ``C`` ``[K+1, K]`` in the system."""
+
+    C: Tensor
+    own: Tensor
+    others: Tensor
+
+    def needed(self, row: int) -> list[int]:
+        """The rows whose unconditional pictures E of ``row`` is made of."""
+        return self.others[row].nonzero()[:, 0].tolist()
+
+
+def fold_uncond(C: Tensor, U: Tensor) -> Fold:
+    """Fold ``U`` into ``C``, both ``[K+1, K]`` strictly lower triangular.
+
+    Raises:
+        CaptureError: some evaluation's D has no part in the state right after it.
+    """
+    if (C[1:].diagonal().abs() < 1e-12).any():
+        raise CaptureError(
+            "it steps with the unconditional picture in a way that cannot be folded into the denoised one"
+        )
+    M = torch.linalg.solve_triangular(C[1:], U[1:], upper=False)
+    M = torch.where(M.abs() > _NEGLIGIBLE * M.abs().max(), M, 0.0)
+    scale = 1 + M.diagonal()
+    scale = torch.where(scale.abs() > _SMALLEST_SCALE, scale, 1.0)
+    return Fold(C * scale, 1 / scale, M / scale[:, None])
+
+
+def distinct(sigmas: Tensor) -> Tensor:
+    """``sigmas`` with repeated levels moved by float32's least step, so that a level names its row."""
+    seen: set[float] = set()
+    moved = sigmas.float()
+    for i, level in enumerate(moved):
+        while float(level) in seen:
+            level = torch.nextafter(level, level.new_tensor(torch.inf))
+        moved[i] = level
+        seen.add(float(level))
+    return moved.double()
+
+
+class FoldedModel:
+    """``denoise`` of the folded system: E of each row from the model's D and the latest u of the rows it needs."""
+
+    def __init__(self, model: BatchedModel, fold: Fold, sigmas: Tensor, levels: Tensor) -> None:
+        """``levels`` are the :func:`distinct` form of ``sigmas``, which the model is shown."""
+        self._model, self._fold, self._sigmas = model, fold, sigmas
+        self._rows = {float(level): row for row, level in enumerate(levels.float())}
+        self._uncond: dict[int, Tensor] = {}
+        band = (fold.others != 0).nonzero()
+        self._reach = int((band[:, 0] - band[:, 1]).max()) if len(band) else 0
+
+    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """``E [W, B, ...]`` of ``x`` ``[W, B, ...]``."""
+        rows = [self._rows[float(level)] for level in sigma.float()]
+        D, u = self._model.with_uncond(x, self._sigmas[rows])
+        for place, row in enumerate(rows):
+            self._uncond[row] = u[place].clone()
+        out = torch.stack([self._fold.own[row].item() * D[place] for place, row in enumerate(rows)])
+        for place, row in enumerate(rows):
+            for j in self._fold.needed(row):
+                # a row that was never evaluated is stood in for by the one that asks
+                out[place] += self._fold.others[row, j].item() * self._uncond.get(j, u[place])
+        for row in [r for r in self._uncond if r < min(rows) - self._reach]:
+            del self._uncond[row]
+        return out

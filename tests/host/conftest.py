@@ -1,0 +1,65 @@
+"""Makes the real ComfyUI importable, CPU only, and the pack loaded as the host loads it: a package from a folder."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+PACK = "paratafusion_pack"
+
+
+def _start_host() -> None:
+    host = os.environ.get("COMFYUI_PATH")
+    if not host:
+        raise pytest.UsageError("COMFYUI_PATH is not set; run these tests with: python tests/host/bootstrap.py test")
+    # the repository's own `nodes` folder must not hide the host's nodes.py
+    sys.path[:] = [p for p in sys.path if Path(p or ".").resolve() != REPOSITORY]
+    sys.path[:0] = [str(Path(host).resolve()), str(Path(__file__).parent)]
+    from comfy.cli_args import args
+
+    args.cpu = True
+
+
+def _load_pack() -> ModuleType:
+    spec = importlib.util.spec_from_file_location(
+        PACK, REPOSITORY / "__init__.py", submodule_search_locations=[str(REPOSITORY)]
+    )
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[PACK] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+_start_host()
+_load_pack()
+
+
+@pytest.fixture(scope="session")
+def flow_model():
+    """The tiny SD3: a flow model."""
+    from tiny import load
+
+    return load("sd3")
+
+
+@pytest.fixture(scope="session")
+def eps_model(flow_model):
+    """The tiny SD3 read as an eps-predicting model, by the host's own node."""
+    from tiny import as_prediction
+
+    return as_prediction(flow_model, "eps")
+
+
+@pytest.fixture(scope="session")
+def ztsnr_model(flow_model):
+    """The tiny SD3 read as a v-predicting model with zero terminal SNR."""
+    from tiny import as_prediction
+
+    return as_prediction(flow_model, "v_prediction", zsnr=True)

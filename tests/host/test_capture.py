@@ -1,0 +1,115 @@
+"""Every core sampler as data: stepping the captured system by hand gives the host's own result."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import comfy.samplers
+import pytest
+import torch
+from paratafusion_pack.nodes.host.capture import Captured, CaptureError, capture
+from paratafusion_pack.nodes.host.uncond import distinct, fold_uncond
+from tiny import conditioning, latent, relative, sample, sigmas_of
+from torch import Tensor
+
+REFUSED = {"dpm_adaptive", "ar_video"}
+SAMPLERS = [name for name in comfy.samplers.KSampler.SAMPLERS if name not in REFUSED]
+
+
+def stepping(inner: Any, seen: list[Captured]) -> Any:
+    """A SAMPLER that captures ``inner`` and then steps the captured system, one evaluation after the other."""
+
+    def step(model: Any, x: Tensor, sigmas: Tensor, extra_args: dict, callback: Any, disable: bool) -> Tensor:
+        c = capture(inner.sampler_function, inner.extra_options, model, x, sigmas, extra_args)
+        seen.append(c)
+        sigmas.copy_(c.schedule)
+        uncond: list[Tensor] = []
+        options = dict(extra_args["model_options"])
+        if c.U is not None:
+            fold = fold_uncond(c.C, c.U)
+
+            def keep(args: dict) -> Tensor:
+                uncond.append(args["uncond_denoised"].double())
+                return args["denoised"]
+
+            options["sampler_post_cfg_function"] = [*options.get("sampler_post_cfg_function", []), keep]
+            options["disable_cfg1_optimization"] = c.keep_uncond
+        C = fold.C if c.U is not None else c.C
+        outputs: list[Tensor] = []
+        for k in range(c.evaluations + 1):
+            x = c.S[k].double() + sum((C[k, i] * D for i, D in enumerate(outputs) if C[k, i]), torch.zeros(()))
+            if k == c.evaluations:
+                return x.float()
+            sigma = c.sigmas[k].float().expand(x.shape[0])
+            D = model(x.float(), sigma, **{**extra_args, "model_options": options}).double()
+            if c.U is not None:
+                D = fold.own[k] * D + sum(fold.others[k, j] * uncond[j] for j in fold.needed(k))
+            outputs.append(D)
+        raise AssertionError("unreachable")
+
+    return comfy.samplers.KSAMPLER(step, {}, inner.inpaint_options)
+
+
+def both(model: Any, name: str, steps: int, **kwargs: Any) -> tuple[Tensor, Tensor, Captured]:
+    inner = comfy.samplers.sampler_object(name)
+    sigmas = kwargs.pop("sigmas", None)
+    if sigmas is None:
+        sigmas = sigmas_of(model, name, steps)
+    asked = {"positive": conditioning(1), "negative": conditioning(2), "latent_image": latent(model), **kwargs}
+    reference = sample(model, inner, sigmas.clone(), **asked)
+    seen: list[Captured] = []
+    return sample(model, stepping(inner, seen), sigmas.clone(), **asked), reference, seen[0]
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_every_core_sampler(name, flow_model, record_property):
+    result, reference, captured = both(flow_model, name, 10)
+    assert torch.isfinite(reference).all()
+    error = relative(result, reference)
+    record_property("relative_error", error)
+    assert error < 1e-4
+    assert captured.C.triu().abs().max() == 0
+
+
+@pytest.mark.parametrize("name", ["euler_cfg_pp", "dpmpp_2m_cfg_pp"])
+def test_only_the_cfg_pp_family_looks_at_the_unconditional_picture(name, flow_model):
+    assert both(flow_model, name, 6)[2].U is not None
+    assert both(flow_model, name.removesuffix("_cfg_pp"), 6)[2].U is None
+
+
+def test_evaluations_a_step(flow_model):
+    """Two-stage samplers are longer systems."""
+    assert both(flow_model, "euler", 6)[2].evaluations == 6
+    assert both(flow_model, "heun", 6)[2].evaluations == 11
+    assert both(flow_model, "seeds_3", 6)[2].evaluations == 16
+
+
+def test_a_capture_leaves_the_random_generators_alone(flow_model):
+    torch.manual_seed(5)
+    both(flow_model, "euler", 3)
+    after = torch.rand(4)
+    torch.manual_seed(5)
+    sample(flow_model, comfy.samplers.sampler_object("euler"), sigmas_of(flow_model, "euler", 3),
+           positive=conditioning(1), negative=conditioning(2), latent_image=latent(flow_model))  # fmt: skip
+    assert torch.equal(after, torch.rand(4))
+
+
+def test_folding_reproduces_any_triangular_pair():
+    generator = torch.Generator().manual_seed(0)
+    C = torch.randn(7, 6, generator=generator, dtype=torch.float64).tril(-1)
+    U = torch.randn(7, 6, generator=generator, dtype=torch.float64).tril(-1)
+    D, u = torch.randn(2, 6, generator=generator, dtype=torch.float64)
+    fold = fold_uncond(C, U)
+    assert torch.allclose(fold.C @ (fold.own * D + fold.others @ u), C @ D + U @ u)
+
+
+def test_folding_refuses_an_evaluation_without_a_part_in_the_next_state():
+    C = torch.eye(7, 6, dtype=torch.float64).tril(-1).roll(1, 0)
+    with pytest.raises(CaptureError, match="cannot be folded"):
+        fold_uncond(torch.zeros_like(C), C)
+
+
+def test_repeated_levels_still_name_their_row():
+    levels = distinct(torch.tensor([1.0, 0.5, 0.5, 0.5, 0.1], dtype=torch.float64))
+    assert len(set(levels.float().tolist())) == 5
+    assert torch.allclose(levels, torch.tensor([1.0, 0.5, 0.5, 0.5, 0.1], dtype=torch.float64), rtol=1e-6)

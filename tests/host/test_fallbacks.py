@@ -1,0 +1,215 @@
+"""What cannot be batched runs as the host's own sampler, bit for bit, and says why."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import comfy.hooks
+import comfy.samplers
+import pytest
+import tiny
+import torch
+from paratafusion_pack.nodes.host.capture import CaptureError, capture
+from paratafusion_pack.nodes.host.guards import rows_touch
+from paratafusion_pack.nodes.host.sampler import parallel
+from paratafusion_pack.nodes.host.settings import Outcome, Settings
+from test_mixed import patched, unet_conds, with_values
+from tiny import conditioning, latent, sample, sigmas_of
+from torch import Tensor
+
+SETTINGS = Settings(preset="strict", window=4)
+
+
+@pytest.fixture(scope="session")
+def unet():
+    return tiny.load("sd15")
+
+
+def falls_back(model: Any, sampler: Any, caplog: Any, reason: str, steps: int = 6, **asked: Any) -> None:
+    """The run equals the plain one exactly; its reason is in the report, in the node's line and in the log."""
+    asked = {"positive": conditioning(1), "negative": conditioning(2), "latent_image": latent(model), **asked}
+    sampler = comfy.samplers.sampler_object(sampler) if isinstance(sampler, str) else sampler
+    sigmas = sigmas_of(model, "euler", steps)
+    torch.manual_seed(11)
+    reference = sample(model, sampler, sigmas.clone(), **asked)
+    outcome = Outcome()
+    torch.manual_seed(11)
+    with caplog.at_level(logging.WARNING):
+        result = sample(model, parallel(sampler, SETTINGS, outcome), sigmas.clone(), **asked)
+    assert torch.equal(result, reference)
+    assert reason in outcome.report.fallback
+    assert reason in outcome.summary()
+    assert reason in caplog.text
+
+
+def test_adaptive_sampler(flow_model, caplog):
+    falls_back(flow_model, "dpm_adaptive", caplog, "chooses its steps from the picture")
+
+
+def test_ar_video_is_refused():
+    def sample_ar_video(*_: Any) -> None: ...
+
+    with pytest.raises(CaptureError, match="key-value cache"):
+        capture(sample_ar_video, {}, None, torch.zeros(1, 1), torch.ones(2), {})
+
+
+ON_FLOW = [
+    (("nodes_easycache", "EasyCacheNode", 0.2, 0.15, 0.95, False), "EasyCache"),
+    (("nodes_easycache", "LazyCacheNode", 0.2, 0.15, 0.95, False), "LazyCache"),
+    (("nodes_apg", "APG", 1.0, 5.0, 0.5), "momentum"),
+    (("nodes_mahiro", "Mahiro"), "Mahiro"),
+    (("nodes_video_model", "VideoLinearCFGGuidance", 1.0), "Linear/Triangle"),
+    (("nodes_video_model", "VideoTriangleCFGGuidance", 1.0), "Linear/Triangle"),
+    (("nodes_eps", "TemporalScoreRescaling", 0.95, 1.0), "Temporal Score Rescaling"),
+    (("nodes_slg", "SkipLayerGuidanceDiT", 3.0, 0.0, 1.0, "0", ""), "Skip Layer"),
+    (("nodes_custom_sampler", "CFGOverride", 2.0, 0.3, 0.6), "CFG Override"),
+]
+
+
+@pytest.mark.parametrize(("patch", "reason"), ON_FLOW, ids=lambda p: p[1] if isinstance(p, tuple) else None)
+def test_patches_that_mix_pictures_or_steps(flow_model, caplog, patch, reason):
+    falls_back(patched(flow_model, *patch), "euler", caplog, reason)
+
+
+def test_renorm_cfg(flow_model, caplog):
+    model = patched(flow_model, "nodes_lumina2", "RenormCFG", 100.0, 1.0)
+    # the node asks the network for its channels, which this one does not tell under that name
+    model.model.diffusion_model.in_channels = 16
+    falls_back(model, "euler", caplog, "RenormCFG")
+
+
+@pytest.mark.parametrize(
+    ("patch", "reason"),
+    [
+        (("nodes_tomesd", "TomePatchModel", 0.3), "ToMe"),
+        (
+            ("nodes_model_downscale", "PatchModelAddDownscale", 1, 2.0, 0.0, 0.35, True, "bicubic", "bicubic"),
+            "Downscale",
+        ),
+        (("nodes_hypertile", "HyperTile", 256, 3, 0, False), "HyperTile"),
+    ],
+    ids=["ToMe", "Downscale", "HyperTile"],
+)
+def test_unet_patches_that_mix_pictures_or_steps(unet, caplog, patch, reason):
+    falls_back(patched(unet, *patch), "euler", caplog, reason, **unet_conds())
+
+
+def test_context_windows(caplog):
+    model = tiny.load("wan")
+    windowed = patched(model, "nodes_context_windows", "ContextWindowsManualNode", 4, 1, "standard_static", 1, False,
+                       "pyramid", 2, False)  # fmt: skip
+    falls_back(windowed, "euler", caplog, "context windows", latent_image=latent(model, shape=(1, 16, 6, 8, 8)))
+
+
+def test_keyframed_hooks(flow_model, caplog):
+    name = "diffusion_model.joint_blocks.0.x_block.attn.proj"
+    weight = flow_model.model.state_dict()[f"{name}.weight"]
+    lora = {
+        f"{name}.lora_up.weight": torch.ones(weight.shape[0], 1),
+        f"{name}.lora_down.weight": torch.ones(1, weight.shape[1]),
+    }
+    hooks = comfy.hooks.create_hook_lora(lora, 0.05, 0.0)
+    frames = comfy.hooks.HookKeyframeGroup()
+    frames.add(comfy.hooks.HookKeyframe(1.0, 0.0))
+    frames.add(comfy.hooks.HookKeyframe(0.2, 0.5))
+    hooks.set_keyframes_on_hooks(frames)
+    positive = comfy.hooks.set_hooks_for_conditioning(conditioning(1), hooks)
+    falls_back(flow_model.clone(), "euler", caplog, "keyframes", positive=positive)
+
+
+def test_more_control_images_than_pictures(unet, caplog):
+    from test_mixed import control_net
+
+    conds = {k: with_values(c, control=control_net(unet, 2)) for k, c in unet_conds().items()}
+    falls_back(unet, "euler", caplog, "ControlNet", latent_image=latent(unet, 1), steps=4, **conds)
+
+
+def euler_with(step: Any) -> Any:
+    """A SAMPLER of another pack: Euler with ``step(model, D, x, i)`` after each evaluation."""
+
+    def function(model: Any, x: Tensor, sigmas: Tensor, extra_args: dict, callback: Any, disable: bool) -> Tensor:
+        for i in range(len(sigmas) - 1):
+            D = step(model, model(x, sigmas[i].expand(len(x)), **extra_args), x, i)
+            x = x + (x - D) / sigmas[i] * (sigmas[i + 1] - sigmas[i])
+        return x
+
+    return comfy.samplers.KSAMPLER(function)
+
+
+@pytest.mark.parametrize(
+    ("step", "reason"),
+    [
+        (lambda model, D, x, i: D.clamp(-1, 1), "no fixed combination"),
+        (lambda model, D, x, i: D / D.std().clamp(min=0.1), "no fixed combination"),
+        (lambda model, D, x, i: D + 0 * model.inner_model(x, x.new_ones(len(x))), "could not be read off"),
+        (lambda model, D, x, i: D + 0 * model.inner_model.predict_noise(x, x.new_ones(len(x))), "predict_noise"),
+    ],
+    ids=["clamp", "rescale", "guider", "predict_noise"],
+)
+def test_samplers_of_other_packs_that_are_not_affine(flow_model, caplog, step, reason):
+    falls_back(flow_model, euler_with(step), caplog, reason)
+
+
+def test_an_affine_sampler_of_another_pack_is_parallel(flow_model):
+    """Nothing is known about it but that it passes the linearity check."""
+    memory: dict[str, Tensor] = {}
+
+    def momentum(model: Any, D: Tensor, x: Tensor, i: int) -> Tensor:
+        D = 0.8 * D + 0.2 * memory["D"] if i else D
+        memory["D"] = D
+        return D
+
+    asked = {"positive": conditioning(1), "negative": conditioning(2), "latent_image": latent(flow_model)}
+    sigmas, outcome = sigmas_of(flow_model, "euler", 8), Outcome()
+    reference = sample(flow_model, euler_with(momentum), sigmas.clone(), **asked)
+    result = sample(
+        flow_model, parallel(euler_with(momentum), Settings(preset="exact", window=4), outcome), sigmas, **asked
+    )
+    assert outcome.report.fallback is None
+    assert tiny.relative(result, reference) < 1e-4
+
+
+def test_a_sampler_with_its_own_sample_method_runs_as_it_is(flow_model, caplog):
+    class Own(comfy.samplers.KSAMPLER):
+        def sample(self, *args: Any, **kwargs: Any) -> Tensor:
+            return super().sample(*args, **kwargs) * 0.5
+
+    own = Own(comfy.samplers.sampler_object("euler").sampler_function)
+    falls_back(flow_model, own, caplog, "its own way of sampling")
+
+
+def test_an_unknown_patch_that_mixes_pictures_is_found_by_the_probe(flow_model, caplog):
+    model = flow_model.clone()
+    model.set_model_sampler_post_cfg_function(
+        lambda args: args["denoised"] - 0.2 * args["denoised"].mean(0, keepdim=True)
+    )
+    falls_back(model, "euler", caplog, "influence each other")
+
+
+def test_an_unknown_patch_that_reads_the_first_level_is_found_by_the_probe(flow_model, caplog):
+    model = flow_model.clone()
+    model.set_model_sampler_post_cfg_function(lambda a: a["denoised"] * (0.9 if float(a["sigma"][0]) > 0.5 else 1.0))
+    falls_back(model, "euler", caplog, "influence each other")
+
+
+def test_a_model_that_returns_nan_ends_as_it_does_on_the_host(flow_model):
+    model = flow_model.clone()
+    model.set_model_sampler_post_cfg_function(
+        lambda a: torch.where(a["sigma"].reshape(-1, 1, 1, 1) < 0.5, torch.nan, a["denoised"])
+    )
+    asked = {"positive": conditioning(1), "negative": conditioning(2), "latent_image": latent(model)}
+    outcome = Outcome()
+    sampler = parallel(comfy.samplers.sampler_object("euler"), SETTINGS, outcome)
+    assert sample(model, sampler, sigmas_of(model, "euler", 6), **asked).isnan().all()
+    assert "NaN" in outcome.report.fallback
+
+
+def test_the_probe_sees_places():
+    """A model that treats the pictures of a batch by their place."""
+
+    def by_place(x: Tensor, sigma: Tensor) -> Tensor:
+        return x * torch.linspace(1, 1.1, len(x)).reshape(-1, 1, 1)
+
+    assert rows_touch(by_place, torch.ones(1, 4), torch.linspace(1, 0.1, 8))
+    assert not rows_touch(lambda x, sigma: x * sigma.reshape(-1, 1, 1), torch.ones(1, 4), torch.linspace(1, 0.1, 8))

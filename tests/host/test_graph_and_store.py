@@ -1,0 +1,81 @@
+"""What nodes read off the graph, and the store behind Keep and Recall."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from paratafusion_pack.nodes.host.graph import is_linked, problem_of
+from paratafusion_pack.nodes.host.settings import PRESETS, SOLVERS, Settings
+from paratafusion_pack.nodes.host.store import Entry, Store
+from paratafusion_pack.nodes.options import ParallelOptions
+from paratafusion_pack.nodes.trajectories import _resolved
+from paratafusion_pack.paratafusion_core import Trajectory
+
+GRAPH = {
+    "1": {"class_type": "Model", "inputs": {"name": "a"}},
+    "2": {"class_type": "Sampler", "inputs": {"model": ["1", 0], "seed": 3}},
+    "3": {"class_type": "Keep", "inputs": {"trajectory": ["2", 1]}},
+    "4": {"class_type": "Other", "inputs": {"text": "x"}},
+}
+
+
+def changed(node: str, **inputs: object) -> dict:
+    return {**GRAPH, node: {**GRAPH[node], "inputs": {**GRAPH[node]["inputs"], **inputs}}}
+
+
+def test_links():
+    assert is_linked(GRAPH, "2", 1) and not is_linked(GRAPH, "2", 0)
+    assert is_linked(None, "2", 0)  # unknown graphs get everything
+
+
+def test_a_problem_is_what_lies_upstream():
+    same = problem_of(GRAPH, "3")
+    assert problem_of(dict(GRAPH), "3") == same
+    assert problem_of(changed("4", text="y"), "3") == same
+    assert problem_of(changed("1", name="b"), "3") != same
+    assert problem_of(changed("2", seed=4), "3") != same
+    loop = changed("1", name=["3", 0])
+    assert problem_of(loop, "3") != same  # and it ends
+
+
+def entry(size: int) -> Entry:
+    return Entry(Trajectory(torch.zeros(size, 1, 1, dtype=torch.float16), torch.ones(size)), "p")
+
+
+def test_the_store_is_bounded_by_count_and_bytes():
+    store = Store(entries=2, max_bytes=100)
+    for name in "abc":
+        store.keep(("me", name), entry(4))
+    assert store.recall(("me", "a")) is None and store.recall(("me", "b")) is not None
+    store.keep(("me", "d"), entry(4))  # c was used less recently than b
+    assert store.recall(("me", "c")) is None and store.recall(("me", "b")) is not None
+    store.keep(("me", "big"), entry(46))
+    assert store.recall(("me", "d")) is None and store.recall(("me", "b")) is not None  # 100 bytes of 100
+    store.keep(("me", "big"), entry(47))
+    assert store.recall(("me", "b")) is None and store.recall(("me", "big")) is not None
+    assert store.recall(("you", "big")) is None
+    with pytest.raises(ValueError, match="at most 100"):
+        store.keep(("me", "huge"), entry(51))
+    assert store.recall(("me", "big")) is not None
+
+
+def chosen(**asked: object) -> Settings:
+    defaults = {i.id: i.default for i in ParallelOptions.define_schema().inputs}
+    return ParallelOptions.execute(**{**defaults, **asked}).args[0]
+
+
+def test_an_options_node_left_alone_is_no_options_node():
+    assert chosen() == Settings()
+
+
+@pytest.mark.parametrize("solver", [s for s in SOLVERS if s != "sequential"])
+@pytest.mark.parametrize("preset", [*PRESETS, "custom"])
+def test_every_choice_is_one_the_engine_takes(solver, preset):
+    options = chosen(solver=solver, preset=preset, tolerance=0.5, target_db=40.0, rows=9).options(False, 1.0)
+    assert (options.tolerance == 0.5) == (preset == "custom")
+
+
+@pytest.mark.parametrize("file", ["../x.safetensors", "/etc/passwd", "a.txt", "../../output/x.safetensors [output]"])
+def test_only_files_of_the_hosts_folders(file):
+    with pytest.raises(ValueError, match="inside the input or output folder"):
+        _resolved(file)

@@ -1,0 +1,102 @@
+"""The host's frontend in a headless browser."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from playwright.sync_api import Page, sync_playwright
+
+_READY = "() => window.app?.graph && 'ParaTAF_KSampler' in (window.LiteGraph?.registered_node_types ?? {})"
+
+
+@contextmanager
+def frontend(port: int) -> Iterator[Page]:
+    """A page with the frontend of the server on ``port``, ready for use."""
+    chromium = os.environ.get("CHROMIUM") or shutil.which("chromium")
+    if chromium is None:
+        raise RuntimeError("there is no chromium: install Debian's package, or name one in CHROMIUM")
+    with sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+        try:
+            page = browser.new_page(viewport={"width": 1600, "height": 900})
+            page.goto(f"http://127.0.0.1:{port}/")
+            page.wait_for_function(_READY, timeout=90_000)
+            page.keyboard.press("Escape")  # the template browser of a first run
+            yield page
+        finally:
+            browser.close()
+
+
+def open_workflow(page: Page, workflow: dict[str, Any]) -> None:
+    """Open a saved workflow, as a person would by dropping its file."""
+    page.evaluate("async w => { await window.app.loadGraphData(w) }", workflow)
+
+
+def as_prompt(page: Page) -> dict[str, Any]:
+    """The open graph in API form."""
+    return json.loads(page.evaluate("async () => JSON.stringify((await window.app.graphToPrompt()).output)"))
+
+
+def missing_nodes(page: Page) -> list[str]:
+    """Types in the open graph that the frontend does not know."""
+    return page.evaluate(
+        "() => window.app.graph.nodes.map(n => n.type).filter(t => !(t in window.LiteGraph.registered_node_types))"
+    )
+
+
+def write_workflow(page: Page, nodes: dict[str, Any], note: str) -> dict[str, Any]:
+    """What the frontend saves of a graph in API form, arranged, with a note and fixed seeds."""
+    script = """async ([nodes, note]) => {
+        await window.app.loadApiJson(nodes, 'example');
+        const graph = window.app.graph;
+        for (const node of graph.nodes)
+            for (const widget of node.widgets ?? [])
+                if (widget.name === 'control_after_generate') widget.value = 'fixed';
+        graph.arrange(60);
+        const text = window.LiteGraph.createNode('MarkdownNote');
+        text.widgets[0].value = note;
+        text.size = [420, 200];
+        text.pos = [60, -180];
+        graph.add(text);
+        return JSON.stringify(graph.serialize());
+    }"""
+    return json.loads(page.evaluate(script, [nodes, note]))
+
+
+def thumbnail(page: Page, path: Path) -> None:
+    """The open graph as a small picture, without the windows of a first run around it."""
+    drawn = page.evaluate("""() => {
+        const canvas = window.app.canvas, ds = canvas.ds, boxes = window.app.graph.nodes.map(n => n.getBounding());
+        const left = Math.min(...boxes.map(b => b[0])), top = Math.min(...boxes.map(b => b[1]));
+        const right = Math.max(...boxes.map(b => b[0] + b[2])), bottom = Math.max(...boxes.map(b => b[1] + b[3]));
+        ds.scale = Math.min(1500 / (right - left), 800 / (bottom - top), 1);
+        ds.offset = [800 / ds.scale - (left + right) / 2, 450 / ds.scale - (top + bottom) / 2];
+        for (const node of window.app.graph.nodes) node.has_errors = false;
+        canvas.draw(true, true);
+        const small = document.createElement('canvas');
+        small.width = 800;
+        small.height = 450;
+        small.getContext('2d').drawImage(canvas.canvas, 0, 0, 800, 450);
+        return small.toDataURL('image/jpeg', 0.8);
+    }""")
+    path.write_bytes(base64.b64decode(drawn.split(",", 1)[1]))
+
+
+def fresh_node(page: Page, node_id: str) -> dict[str, Any]:
+    """A node as the frontend makes and saves it: what a shared workflow depends on."""
+    script = """type => {
+        const graph = new window.LiteGraph.LGraph(), node = window.LiteGraph.createNode(type);
+        graph.add(node);
+        return JSON.stringify(graph.serialize().nodes[0]);
+    }"""
+    saved = json.loads(page.evaluate(script, node_id))
+    parts = {"inputs": ("name", "type", "shape", "widget"), "outputs": ("name", "type")}
+    kept = {side: [{k: e[k] for k in keys if k in e} for e in saved.get(side, [])] for side, keys in parts.items()}
+    return {"type": saved["type"], **kept, "widgets_values": saved.get("widgets_values", [])}
