@@ -1,7 +1,8 @@
 """One round of the parallel solver: evaluate the window, correct it, freeze, fold, and fill the next window.
 
 Everything here works on flat states ``[rows, B, d]``. What a round costs beside the model call is a fixed number of
-tensor operations and one synchronisation, whatever the window; only the bit-exact mode adds up row by row.
+tensor operations and one synchronisation, whatever the window; only the bit-exact mode (tolerance 0, or window 1) adds
+up row by row, and looks once more which rows have changed.
 """
 
 from __future__ import annotations
@@ -117,7 +118,7 @@ def play(problem: Problem, front: Front) -> Round:
     seconds = time.perf_counter() - begin
     # a row that is not finite or exploded holds the D of the last row before it that is sound
     ok = _sound(D, problem.scales.data_rms)
-    D = D[torch.where(ok, torch.arange(n, device=D.device), 0).cummax(0).values]
+    D = D[_last_true(ok)]
     C = problem.C[first : front.stop, first : front.stop]
     S = problem.S[first : front.stop]
     if problem.exact:
@@ -245,10 +246,11 @@ def _sound(D: Tensor, data_rms: float) -> Tensor:
 
 def _call(problem: Problem, x: Tensor, sigma: Tensor) -> Tensor:
     wanted = [len(x), *problem.shape]
-    D = problem.denoise(x.reshape(wanted), sigma)
-    if not isinstance(D, Tensor) or list(D.shape) != wanted:
-        found = f"shape {list(D.shape)}" if isinstance(D, Tensor) else type(D).__name__
-        raise ValueError(f"denoise returned {found}; shape {wanted}, its input's, is allowed")
+    # models scale their input in place: give them copies
+    D = problem.denoise(x.reshape(wanted).clone(), sigma.clone())
+    if not isinstance(D, Tensor) or list(D.shape) != wanted or not D.is_floating_point():
+        found = f"{D.dtype} of shape {list(D.shape)}" if isinstance(D, Tensor) else type(D).__name__
+        raise ValueError(f"denoise returned {found}; floats of shape {wanted}, its input's, are allowed")
     return D.to(x.device, x.dtype).reshape(x.shape)
 
 
@@ -270,6 +272,12 @@ def _add_in_order(S: Tensor, C: Tensor, D: Tensor) -> Tensor:
             start = int(below[0])
             _add_row(S[start:], C[start:, i], D[i])
     return S
+
+
+def _last_true(flags: Tensor) -> Tensor:
+    """``[n]`` for each entry the index of the last true one up to it (0 if none), without waiting for the device."""
+    places = torch.arange(len(flags), device=flags.device)
+    return (places * (flags & (places <= places[:, None]))).amax(1)
 
 
 def _leading(flags: Tensor) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 import operator
 from collections.abc import Iterable
 from typing import Any
@@ -35,10 +36,13 @@ def check_real(name: str, value: Any, low: float = -math.inf, above: float = -ma
         wanted += f" of at least {low:g}"
     if above > -math.inf:
         wanted += f" above {above:g}"
-    good = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e308
-    if not good or value < low or value <= above:
+    try:
+        number = float(value) if isinstance(value, numbers.Real) and not isinstance(value, bool) else math.nan
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number) or number < low or number <= above:
         raise ValueError(f"{name} is {value!r}; {wanted} is allowed")
-    return float(value)
+    return number
 
 
 def check_choice(name: str, value: Any, allowed: Iterable[str]) -> str:

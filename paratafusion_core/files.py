@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,7 @@ def check_folder(name: str) -> Path:
     """``name`` as a folder's path, before a run whose picture would be lost; it need not exist yet.
 
     Raises:
-        ValueError: it is empty, or it or something above it is a file.
+        ValueError: it is empty, cannot be written to, or it or something above it is a file.
     """
     if not name:
         raise ValueError("out is ''; the path of a folder is allowed")
@@ -62,4 +63,8 @@ def check_folder(name: str) -> Path:
     nearest = next(p for p in (path, *path.absolute().parents) if p.exists())
     if not nearest.is_dir():
         raise ValueError(f"out is {name!r}; the path of a folder is allowed, and {nearest.name} is a file")
+    try:
+        tempfile.TemporaryFile(dir=nearest).close()
+    except OSError:
+        raise ValueError(f"out is {name!r}; a folder that can be written to is allowed") from None
     return path

@@ -22,14 +22,16 @@ class Options:
         preset: ``fast``, ``balanced``, ``strict`` or ``exact``: the tolerance, when ``tol`` is None.
         tol: tolerance of at least 0; 0 reproduces the sequential result to the rounding of the model's kernels.
         window: rows evaluated together: a number of at least 1 (clamped to the run), ``"full"``, or ``"auto"``, which
-            widens the window while the measured rows frozen per second rise.
+            widens the window while the measured rows frozen per second rise: equal runs may then differ within the
+            tolerance.
         history: secants a row keeps (quasi-newton, 2), or the iterates that Anderson acceleration sees (parataa, 3;
             1 is the plain fixed point). At least 1.
         order: of ParaTAA's equations, at least 1 and clamped to the window; min(20, window) when None.
         max_rounds: stop after so many rounds with the picture as it is.
         rows, target_db: for the collocation solver, which is not in this version; must be None.
         flow: the states are flow-matching states, ``x = (1 - sigma) x0 + sigma eps``.
-        data_rms: rms of clean data, above 0: 1 for latents.
+        data_rms: rms of clean data, above 0: 1 for latents. The tolerance is relative to it: data far smaller than
+            it says are solved less accurately.
 
     Raises:
         ValueError: a value is out of these bounds.

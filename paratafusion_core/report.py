@@ -17,7 +17,7 @@ class Report:
 
     Attributes:
         sampler, steps: of the system.
-        solver, preset, tolerance: how it was solved.
+        solver, preset, tolerance: how it was solved; the preset is ``custom`` where a tolerance was given.
         sequential_nfe: K, the rows that the sequential sampler evaluates.
         rounds: batched model calls.
         nfe: rows evaluated, the sum of ``rows_per_round``.
@@ -26,7 +26,7 @@ class Report:
         window_reason: why the window is what it is.
         residuals: per round the window's first row and each row's residual in units of the freeze rule.
         status: ``converged`` or ``max_rounds``.
-        fallback: why the plain sampler ran instead, None if it did not.
+        fallback: why the plain sampler ran instead (the host sets it), None if it did not.
         repairs: rows refilled because they were not finite or exploded.
         warm: how a warm start was used, None for a cold one.
         seconds, model_seconds, engine_seconds: wall time; on an accelerator the wait for its queue

@@ -19,7 +19,7 @@ class Scales:
         alpha: signal level: 1 (VE-scaled x) or 1 - sigma (flow).
         norm: n = sqrt(alpha^2 + sigma^2), the size of x for unit data.
         gaussian: the slope dD/dx of a Gaussian denoiser, alpha s^2 / (alpha^2 s^2 + sigma^2).
-        eps: the slope that holds eps, 1 / alpha (0 where alpha is 0, only ever at the exact first row).
+        eps: the slope that holds eps, 1 / alpha (0 where alpha is 0: a flow's pure noise).
         spread: standard deviation of DDPM's noise into this row: ParaTAA's g.
         data_rms: s.
     """

@@ -58,7 +58,7 @@ def dpmpp_2m(x0: Tensor, sigmas: Tensor, *, flow: bool = False) -> System:
 def dpmpp_2m_sde(
     x0: Tensor, sigmas: Tensor, *, eta: float = 1.0, noise: Tensor | None = None, flow: bool = False
 ) -> System:
-    """SDE-DPM-Solver++ (2M) (arXiv 2211.01095, appendix; midpoint form); ``eta`` scales its noise, 0 to 1.
+    """SDE-DPM-Solver++ (2M) (arXiv 2211.01095; k-diffusion's midpoint form); ``eta`` scales its noise, 0 to 1.
 
     Arguments and errors as in :func:`ddim`.
     """

@@ -73,7 +73,8 @@ def solve(
     """Solve ``system``: the sequential sampler's result in fewer, batched model calls.
 
     The rounds never exceed ``system.evaluations``: the first row of a window is exact, so it freezes. Exceptions of
-    ``denoise`` and ``callback`` pass through; nothing is kept, and ``system`` is never changed.
+    ``denoise`` and ``callback`` pass through; nothing is kept, and ``system`` is never changed. The engine's own sums
+    are float32 matrix products: leave ``torch.backends.cuda.matmul.allow_tf32`` off, as it is by default.
 
     Args:
         system: the sampler's run.
@@ -88,6 +89,11 @@ def solve(
         ValueError: ``warm`` has another latent shape, ``options.flow`` does not fit the sigmas, or ``denoise``
             returned another shape or is not finite at an exact state.
     """
+    for name, value, kind in (("system", system, System), ("options", options, Options)):
+        if not isinstance(value, kind):
+            raise ValueError(f"{name} is a {type(value).__name__}; a {kind.__name__} is allowed")
+    if warm is not None and not isinstance(warm, Trajectory):
+        raise ValueError(f"warm is a {type(warm).__name__}; a Trajectory, as of load_trajectory, is allowed")
     with torch.no_grad():
         return _solve(system, denoise, options, warm, callback, keep_trajectory)
 
@@ -122,7 +128,7 @@ def _solve(
         report.seconds_per_round.append(time.perf_counter() - started)
         timed.append((width, done.frozen, report.seconds_per_round[-1]))
         if callback is not None and picture is not None:
-            shown = picture.reshape(problem.shape)
+            shown = picture.reshape(problem.shape).clone()  # the callback's own
             callback(Progress(report.rounds, frozen, K, report.nfe, front.first, done.residual, shown))
         if finished and picture is not None:
             break
@@ -135,7 +141,7 @@ def _solve(
         if frozen < K:
             kept[frozen:] = _half(guess(problem, front, done))
         D = kept.reshape(K, *problem.shape).cpu()
-        trajectory = Trajectory(D, system.sigmas, system.sampler, flow=options.flow)
+        trajectory = Trajectory(D, system.sigmas.clone(), system.sampler, flow=options.flow)
     _close(report, status, time.perf_counter() - begin)
     return Solution(picture.reshape(problem.shape), status, report, trajectory)
 
@@ -161,7 +167,8 @@ def _half(D: Tensor) -> Tensor:
 
 def _report(system: System, options: Options, warm: Trajectory | None) -> Report:
     K = system.evaluations
-    report = Report(system.sampler, system.steps or K, options.solver, options.preset, options.tolerance, K)
+    preset = options.preset if options.tol is None else "custom"
+    report = Report(system.sampler, system.steps or K, options.solver, preset, options.tolerance, K)
     if warm is not None:
         same = torch.equal(warm.sigmas, system.sigmas) and warm.flow == options.flow
         report.warm = "same noise levels" if same else "interpolated in lambda onto other noise levels"

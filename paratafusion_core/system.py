@@ -37,6 +37,9 @@ class System:
     steps: int | None = None
 
     def __post_init__(self) -> None:
+        for name in ("S", "C", "sigmas"):
+            if not isinstance(getattr(self, name), Tensor):
+                raise ValueError(f"{name} is a {type(getattr(self, name)).__name__}; a tensor is allowed")
         if self.S.ndim < 2 or self.S.shape[0] < 2 or 0 in self.S.shape:
             raise ValueError(f"S has shape {list(self.S.shape)}; [K+1, B, ...] with K of at least 1 is allowed")
         if self.S.dtype not in (torch.float32, torch.float64):
@@ -49,7 +52,7 @@ class System:
                 raise ValueError(
                     f"{name} has shape {list(value.shape)}; {list(shape)} is allowed, as S has {count + 1} rows"
                 )
-            kept = value.detach().to("cpu", torch.float64)
+            kept = value.detach().to("cpu", torch.float64, copy=True)
             if not kept.isfinite().all():
                 raise ValueError(f"{name} holds {float(kept[~kept.isfinite()][0])}; finite numbers are allowed")
             object.__setattr__(self, name, kept)

@@ -45,6 +45,8 @@ class Trajectory:
             raise ValueError(
                 f"trajectory D is {self.D.dtype} of shape {list(self.D.shape)}; floats [K, B, ...] are allowed"
             )
+        if not self.D.isfinite().all():
+            raise ValueError("trajectory D holds NaN or infinity; finite numbers are allowed")
         real = self.sigmas.is_floating_point() and self.sigmas.dtype.itemsize >= 4
         fits = real and self.sigmas.shape == self.D.shape[:1]
         if not fits or not self.sigmas.isfinite().all() or (self.sigmas < 0).any():
@@ -123,10 +125,7 @@ def load_trajectory(path: str | Path, max_bytes: int = MAX_BYTES) -> Trajectory:
         raise ValueError(
             f"trajectory {path.name} names sampler {sampler!r} and seed {seed!r}; text and a number are allowed"
         )
-    loaded = Trajectory(D, sigmas, sampler, seed, bool(facts.get("flow", False)))
-    if not D.isfinite().all():
-        raise ValueError(f"trajectory {path.name} holds NaN or infinity; finite numbers are allowed")
-    return loaded
+    return Trajectory(D, sigmas, sampler, seed, bool(facts.get("flow", False)))
 
 
 def _check_envelope(path: Path, max_bytes: int) -> None:

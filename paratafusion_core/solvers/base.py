@@ -79,8 +79,6 @@ class Solver(Protocol):
 def shift(rows: Tensor, dim: int, frozen: int, kept: int, size: int) -> Tensor:
     """``kept`` rows after the first ``frozen`` along ``dim``, filled up with zeros to ``size``."""
     rows = rows.narrow(dim, frozen, kept)
-    if kept == size:
-        return rows
     shape = list(rows.shape)
     shape[dim] = size - kept
     return torch.cat([rows, rows.new_zeros(shape)], dim)

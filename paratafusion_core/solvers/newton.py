@@ -10,7 +10,7 @@ that of a Gaussian denoiser, corrected by a symmetric two-sided secant update ov
     J v = theta v + E^T g + S^T G^-1 (E v - H g),     G = S S^T + ridge I,  g = G^-1 S v,  H = sym(S E^T)        (2)
 
 with ``S = dx/|dx|`` and ``E = dD/|dx| - theta S``, what theta left unexplained. theta = 0 and no secants is Picard with
-D held; theta = 1/alpha is Picard with eps held, ParaDiGMS (Shih et al., arXiv 2305.16317, equation 9).
+D held; theta = 1/alpha is Picard with eps held, ParaDiGMS (Shih et al., arXiv 2305.16317).
 
 (1) looks sequential but is linear: with T = (I - C Theta)^-1, u_i = S_i delta_i and w_i = E_i delta_i,
 

@@ -1,20 +1,20 @@
 """ParaTAA: the order-k fixed point with triangular Anderson acceleration (Tang et al., arXiv 2402.09970).
 
-In this System's notation, with r = S + C D - x and w_i = D_i - x_i / alpha_i (eps held), one sequential sweep with eps
-held gives the full-order fixed point; its residual is rhat = E r with E = (I - C Theta_eps)^-1. The order-o equation
-starts from the current state o rows back instead of from the window's first, exact row (the paper's equation 8), so
+In this System's notation, with r = S + C D - x and eps held (D_i - x_i / alpha_i fixed), one sequential sweep gives the
+full-order fixed point; its residual is rhat = E r with E = (I - C Theta_eps)^-1. The paper's order-o equation starts
+from the current state o rows back instead of from the window's first, exact row, so its residual is
 
-    R_k = rhat_k - (alpha_k / alpha_j) rhat_j,     j = max(k - o, first row)                                     (8)
+    R_k = rhat_k - (alpha_k / alpha_j) rhat_j,     j = max(k - o, first row)                                     (1)
 
-and o = 1 gives the residual of the plain step, which decides convergence. Triangular Anderson acceleration (equations
-14-16, theorem 3.3) fits each row with the rows before it alone, so the update stays triangular:
+and o = 1 gives the residual of the plain step, which decides convergence. Triangular Anderson acceleration fits each
+row with the rows before it alone, so that the update stays triangular:
 
-    gamma_k = (sum_{j<=k} F_j^T F_j + ridge I)^-1 sum_{j<=k} F_j^T R_j,   x_k <- x_k + R_k - (X_k + F_k) gamma_k
+    gamma_k = (sum_{j<=k} F_j^T F_j + ridge I)^-1 sum_{j<=k} F_j^T R_j,   x_k <- x_k + R_k - (X_k + F_k) gamma_k  (2)
 
-with X, F the last m - 1 changes of x and R. The suffix sums of the paper (it counts time downwards) are prefix sums
-here. Rows up to and including the first unconverged one take the plain step (the safeguard).
-The fit is in VP-scaled states, as the paper's: rows weigh 1 / n_k^2. For samplers with memory (2M) equation 8 is used
-as it stands: same solution, same residuals for j = first row.
+with X, F the last m - 1 changes of x and R. The paper's suffix sums (it counts time downwards) are prefix sums here.
+Rows up to and including the first unconverged one take the plain step (its safeguard). The fit is in VP-scaled states,
+as the paper's: rows weigh 1 / n_k^2. For samplers with memory (2M) equation (1) is used as it stands: it has the same
+solution, and differs from the paper only in what it carries over from row j.
 """
 
 from __future__ import annotations
@@ -51,12 +51,12 @@ class Iterates:
 
 @dataclass(frozen=True)
 class ParaTAA:
-    """Equation 8 with triangular Anderson acceleration.
+    """Equations (1) and (2).
 
     Attributes:
         tau: tolerance, by which the safeguard knows the first unconverged row.
         history: m, iterates that the acceleration sees, 2 to 5 recommended; 1 is the plain fixed point.
-        order: o of equation 8; min(20, window) when None.
+        order: o of equation (1); min(20, window) when None.
         ridge: added to the Gram matrices of residual changes.
     """
 
@@ -113,7 +113,7 @@ class ParaTAA:
         weights[:, own, 0, own] = 1.0
         unconverged = (residual > self.tau).nonzero()
         first = int(unconverged[0]) if len(unconverged) else n
-        if m and first + 1 < n:
+        if m:
             mask = state.valid.T.double()  # [n, m]
             mask[0] = 0.0  # the first row is exact: it is no equation of the fit
             vp = (numbers / scales.norm[:, None, None, None] ** 2)[..., :-1, :-1]

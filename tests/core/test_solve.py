@@ -185,6 +185,29 @@ def test_max_rounds_and_refining(mixture: Callable) -> None:
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_models_and_callbacks_may_overwrite_what_they_are_given(
+    mixture: Callable, solver: str, dtype: torch.dtype
+) -> None:
+    """In-place scaling of x and sigma, one output buffer for all calls, a callback that draws into its picture."""
+    problem = mixture("ddim", seed=2, dtype=dtype)
+    before = [t.clone() for t in (problem.system.S, problem.system.C, problem.system.sigmas)]
+    wanted = solve(problem.system, problem.denoise, Options(solver)).x
+    buffer = torch.empty(8, *problem.system.S.shape[1:], dtype=dtype)
+
+    def rude(x: Tensor, sigma: Tensor) -> Tensor:
+        buffer[: len(x)] = problem.denoise(x, sigma)
+        x.zero_()
+        sigma.zero_()
+        return buffer[: len(x)]
+
+    done = solve(problem.system, rude, Options(solver), callback=lambda p: p.picture.zero_())
+    assert torch.equal(done.x, wanted)
+    after = (problem.system.S, problem.system.C, problem.system.sigmas)
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize("broken", [math.nan, math.inf, 1e12])
 def test_bad_rows_are_refilled(mixture: Callable, solver: str, broken: float) -> None:
     """A model that breaks down away from the sampler's own states, by NaN or by exploding, still converges."""
