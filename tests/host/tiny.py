@@ -163,3 +163,44 @@ def sample(
 def relative(result: Tensor, reference: Tensor) -> float:
     """Largest difference over the reference's largest magnitude."""
     return float((result - reference).abs().max() / reference.abs().max().clamp(min=1e-12))
+
+
+#: kind -> (the host's model configuration, what makes it tiny, seed). The loader's own detection knows these models in
+#: their full width only, so their configuration is given.
+CONFIGURED: dict[str, tuple[str, dict[str, Any], int]] = {
+    "triposplat": ("TripoSplat", {"q_token_length": 24, "model_channels": 128, "cond_channels": 64, "cond2_channels":
+                                  None, "num_blocks": 1, "num_refiner_blocks": 1, "num_head_channels": 64}, 5),
+    "zimage": ("ZImage", {"patch_size": 2, "in_channels": 16, "dim": 256, "cap_feat_dim": 2560, "n_layers": 1,
+                          "n_refiner_layers": 1, "qk_norm": True, "n_heads": 2, "n_kv_heads": 2, "axes_dims":
+                          [32, 48, 48], "axes_lens": [1536, 512, 512], "rope_theta": 256.0, "ffn_dim_multiplier": 8 / 3,
+                          "z_image_modulation": True, "time_scale": 1000.0, "pad_tokens_multiple": 32}, 6),
+    "hunyuan": ("HunyuanVideo", {"image_model": "hunyuan_video", "in_channels": 16, "out_channels": 16, "patch_size":
+                                 [1, 2, 2], "vec_in_dim": 768, "axes_dim": [16, 56, 56], "meanflow": True,
+                                 "context_in_dim": 4096, "hidden_size": 128, "mlp_ratio": 2.0, "num_heads": 1, "depth":
+                                 1, "depth_single_blocks": 1, "theta": 256, "qkv_bias": True, "byt5": False,
+                                 "guidance_embed": False, "use_cond_type_embedding": False, "vision_in_dim": None,
+                                 "meanflow_sum": False}, 8),
+    "ltxav": ("LTXAV", {"in_channels": 128, "audio_in_channels": 128, "cross_attention_dim": 128,
+                        "audio_cross_attention_dim": 128, "attention_head_dim": 64, "audio_attention_head_dim": 64,
+                        "num_attention_heads": 2, "audio_num_attention_heads": 2, "caption_channels": 64, "num_layers":
+                        1, "connector_num_layers": 1, "connector_num_attention_heads": 2,
+                        "connector_attention_head_dim": 32}, 9),
+    "minimax": ("MiniMaxH3", {"hidden_size": 96, "num_layers": 1, "token_refiner_num_layers": 1, "num_attention_heads":
+                              2, "attention_head_dim": 96, "ffn_hidden_size": 128, "text_dim": 64,
+                              "time_embed_hidden_size": 64, "time_embed_dim": 32}, 10),
+}  # fmt: skip
+
+
+def configured(kind: str) -> Any:
+    """A MODEL of the host's own class and network, made tiny by its configuration."""
+    import comfy.model_management
+    import comfy.model_patcher
+    import comfy.supported_models
+
+    name, sizes, seed = CONFIGURED[kind]
+    config = getattr(comfy.supported_models, name)(dict(sizes))
+    config.set_inference_dtype(torch.float32, None)
+    model = config.get_model({}, device="cpu")
+    randomise(model.diffusion_model, seed)
+    device = comfy.model_management.get_torch_device()
+    return comfy.model_patcher.ModelPatcher(model, load_device=device, offload_device=torch.device("cpu"))
