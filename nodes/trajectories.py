@@ -159,7 +159,7 @@ class KeepTrajectory(io.ComfyNode):
     @classmethod
     def execute(cls, trajectory: Trajectory | None, name: str) -> io.NodeOutput:
         if trajectory is None:
-            say_on_node("nothing to keep: the sampler ran sequentially")
+            say_on_node("nothing to keep: the sampler ran sequentially, or before this node was linked")
             return io.NodeOutput(None)
         entry = Entry(trajectory, problem_of(cls.hidden.prompt, cls.hidden.unique_id))
         STORE.keep((_client(), name), entry)

@@ -132,7 +132,7 @@ def known_reason(model: Any, options: dict[str, Any], batch: int) -> str | None:
 def needs_probe(model: Any, options: dict[str, Any]) -> bool:
     """Whether anything in this graph is not known to keep the pictures of a batch apart.
 
-    A plain checkpoint with plain prompts is known to, and saves the four evaluations of the probe.
+    A plain checkpoint with plain prompts is known to, and saves the six evaluations of the probe.
     """
     guider = model.inner_model
     network = guider.inner_model
@@ -148,10 +148,11 @@ def needs_probe(model: Any, options: dict[str, Any]) -> bool:
 
 
 def rows_touch(denoise: Callable[[Tensor, Tensor], Tensor], x: Tensor, sigmas: Tensor) -> bool:
-    """Whether a row's result depends on the other rows of its batch, on its place in it, or on the first row's level.
+    """Whether a row's result depends on the other rows of its batch, on its place in it, or on their noise levels.
 
-    Two calls of equal shape hold the real first state, once at the front of a batch and once behind a row of the last
-    noise level. Independent rows agree.
+    Three calls of equal shape. The real first state stands once in front, beside a middle noise level, and once behind
+    the last one; a state of the middle level stands once beside the first level, the largest, and once beside the last:
+    a model that takes one level for all, its first row's or the largest, answers differently. Independent rows agree.
 
     Args:
         denoise: the batched model call.
@@ -160,8 +161,15 @@ def rows_touch(denoise: Callable[[Tensor, Tensor], Tensor], x: Tensor, sigmas: T
     """
     first, middle, last = sigmas[0], sigmas[len(sigmas) // 2], sigmas[-1]
     noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(1)).to(x)
-    here = denoise(torch.stack([x, 0.5 * x + 0.1 * noise]), torch.stack([first, middle]))[0]
-    there = denoise(torch.stack([0.1 * x + 0.2 * noise, x]), torch.stack([last, first]))[1]
-    if not (here.isfinite().all() and there.isfinite().all()):
+    halfway, late = 0.5 * x + 0.1 * noise, 0.1 * x + 0.2 * noise
+    here, between = denoise(torch.stack([x, halfway]), torch.stack([first, middle]))
+    there = denoise(torch.stack([late, x]), torch.stack([last, first]))[1]
+    beside = denoise(torch.stack([late, halfway]), torch.stack([last, middle]))[1]
+    return _differ(here, there) or _differ(between, beside)
+
+
+def _differ(a: Tensor, b: Tensor) -> bool:
+    """Whether two results of one row are further apart than kernels explain."""
+    if not (a.isfinite().all() and b.isfinite().all()):
         return False  # the plain sampler would fail alike; the solver reports it
-    return bool((here - there).abs().max() > INDEPENDENT_WITHIN * here.abs().max().clamp_min(1e-12))
+    return bool((a - b).abs().max() > INDEPENDENT_WITHIN * a.abs().max().clamp_min(1e-12))

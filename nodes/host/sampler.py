@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import comfy.model_management
 import comfy.model_sampling
 import comfy.samplers
 from torch import Tensor
@@ -44,7 +45,10 @@ def parallel(inner: Any, settings: Settings, outcome: Outcome, warm: Trajectory 
     own = type(inner).sample is not comfy.samplers.KSAMPLER.sample
     if own or not hasattr(inner, "sampler_function"):
         return _Unwrapped(inner, outcome)
-    run = _Run(inner.sampler_function, dict(inner.extra_options), settings, outcome, warm)
+    function, extra = inner.sampler_function, dict(inner.extra_options)
+    if isinstance(function, _Run):  # a parallel sampler made parallel again: the settings given last count
+        function, extra, warm = function.function, dict(function.extra), warm or function.warm
+    run = _Run(function, extra, settings, outcome, warm)
     return comfy.samplers.KSAMPLER(run, {}, dict(inner.inpaint_options))
 
 
@@ -67,6 +71,23 @@ def _sequential_report(outcome: Outcome, name: str, steps: int, settings: Settin
     report.seconds = report.model_seconds = time.perf_counter() - started
     outcome.report, outcome.trajectory = report, None
     return report
+
+
+def _probe(batched: BatchedModel, x: Tensor, sigmas: Tensor) -> None:
+    """Try the model with several noise levels at once.
+
+    Raises:
+        Unfit: it mixes them, or does not take them (some networks refuse more than one picture).
+        InterruptProcessingException: the user has cancelled.
+    """
+    try:
+        touch = rows_touch(batched, x, sigmas)
+    except comfy.model_management.InterruptProcessingException:
+        raise
+    except Exception as error:  # a model may refuse in any way at all; the plain sampler shows whether it is at fault
+        raise Unfit(f"the model does not take several noise levels at once ({type(error).__name__}: {error})") from None
+    if touch:
+        raise Unfit("the pictures of a batch influence each other in this model or one of its patches")
 
 
 def _account(report: Report, started: float, probing: float) -> None:
@@ -106,8 +127,8 @@ class _Run:
         outcome: Outcome,
         warm: Trajectory | None,
     ) -> None:
-        self._function, self._extra, self._settings = function, extra, settings
-        self._outcome, self._warm = outcome, warm
+        self.function, self.extra, self.warm = function, extra, warm
+        self._settings, self._outcome = settings, outcome
         self.__name__ = f"parallel_{name_of(function)}"
 
     def __call__(
@@ -135,15 +156,15 @@ class _Run:
         self, model: Any, x: Tensor, sigmas: Tensor, extra_args: dict[str, Any], callback: Any, disable: Any
     ) -> Tensor:
         self._outcome.report = self._outcome.trajectory = None
-        started, steps, name = time.perf_counter(), max(len(sigmas) - 1, 0), name_of(self._function)
+        started, steps, name = time.perf_counter(), max(len(sigmas) - 1, 0), name_of(self.function)
         reason = None
         if not self._settings.sequential:
             try:
                 return self._solve(model, x, sigmas, extra_args, callback)
             except Unfit as unfit:
                 reason = str(unfit)
-        result = self._function(
-            model, x, sigmas, extra_args=extra_args, callback=callback, disable=disable, **self._extra
+        result = self.function(
+            model, x, sigmas, extra_args=extra_args, callback=callback, disable=disable, **self.extra
         )
         if reason is None:
             _sequential_report(self._outcome, name, steps, self._settings, started)
@@ -152,8 +173,8 @@ class _Run:
         return result
 
     def _check_warm(self, x: Tensor) -> None:
-        if self._warm is not None and self._warm.shape != tuple(x.shape):
-            shape = list(self._warm.shape)
+        if self.warm is not None and self.warm.shape != tuple(x.shape):
+            shape = list(self.warm.shape)
             raise ValueError(f"trajectory has latent shape {shape}; {list(x.shape)}, this run's, is allowed")
 
     def _solve(self, model: Any, x: Tensor, sigmas: Tensor, extra_args: dict[str, Any], callback: Any) -> Tensor:
@@ -166,22 +187,22 @@ class _Run:
         if reason:
             raise Unfit(reason)
         try:
-            captured = capture(self._function, self._extra, model, x, sigmas, extra_args)
+            captured = capture(self.function, self.extra, model, x, sigmas, extra_args)
             system, batched, denoise = self._system(captured, model, x, sigmas, extra_args)
         except CaptureError as error:
             raise Unfit(f"the sampler cannot be made parallel: {error}") from None
         options = self._options(model, captured)
         several = options.window != 1 and captured.evaluations > 1
         probing = time.perf_counter()
-        if several and needs_probe(model, extra_args["model_options"]) and rows_touch(batched, x, captured.sigmas):
-            raise Unfit("the pictures of a batch influence each other in this model or one of its patches")
+        if several and needs_probe(model, extra_args["model_options"]):
+            _probe(batched, x, captured.sigmas)
         probing = time.perf_counter() - probing
         try:
             solution = solve(
                 system,
                 denoise,
                 options,
-                warm=self._warm,
+                warm=self.warm,
                 callback=self._telling(callback, batched, system, captured, sigmas),
                 keep_trajectory=self._outcome.want_trajectory,
             )
@@ -198,7 +219,7 @@ class _Run:
         self, captured: Captured, model: Any, x: Tensor, sigmas: Tensor, extra_args: dict[str, Any]
     ) -> tuple[System, BatchedModel, Denoise]:
         """The engine's view of the captured run, and its model."""
-        name, steps = name_of(self._function), len(sigmas) - 1
+        name, steps = name_of(self.function), len(sigmas) - 1
         args = copy.copy(extra_args)
         batched = BatchedModel(model, args, x.shape[0], captured.keep_uncond)
         if captured.U is None:

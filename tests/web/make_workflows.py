@@ -1,6 +1,6 @@
 """Writes ``example_workflows/`` with the host's own frontend; run it in the host's environment after a change.
 
-    COMFYUI_PATH=... python tests/web/make_workflows.py
+    COMFYUI_PATH=... python tests/web/make_workflows.py [name ...]
 
 A node that has no golden form yet gets one. A golden form is never rewritten: it is what shared workflows rely on.
 """
@@ -26,16 +26,16 @@ def _write(path: Path, value: object) -> None:
     path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
 
 
-def main() -> None:
-    """Write every example and its thumbnail."""
+def main(names: list[str]) -> None:
+    """Write these examples and their thumbnails; all of them where none is named."""
     TARGET.mkdir(exist_ok=True)
     GOLDEN.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as base:
         server = Server(Path(base))
         server.start()
         try:
-            for name, make in EXAMPLES.items():
-                graph = make()
+            for name in names or EXAMPLES:
+                graph = EXAMPLES[name]()
                 with frontend(server.port) as page:
                     workflow = write_workflow(page, graph.nodes, graph.note)
                     _write(TARGET / f"{name}.json", workflow)
@@ -50,4 +50,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -11,7 +11,9 @@ from browser import as_prompt, fresh_node, missing_nodes, open_workflow
 from graphs import EXAMPLES, NODE_IDS
 
 FOLDER = Path(__file__).resolve().parents[2] / "example_workflows"
-WIDTHS = {"sd15": (768, 768), "controlnet": (768, 768), "flux": (4096, 768)}
+WIDTHS = {"sd15": (768, 768), "controlnet": (768, 768), "flux": (4096, 768), "z-image": (2560, 768)}
+#: Models whose tiny form no loader recognises.
+CONFIGURED = {"z-image": "zimage"}
 SMALL = {"width": 64, "height": 64, "length": 5}
 
 
@@ -28,6 +30,8 @@ def without_downloads(name: str, prompt: dict[str, Any]) -> dict[str, Any]:
         kind, inputs = node["class_type"], dict(node["inputs"])
         if kind == "CheckpointLoaderSimple":
             node = {"class_type": "UNETLoader", "inputs": {"unet_name": inputs["ckpt_name"], "weight_dtype": "default"}}
+        elif kind == "UNETLoader" and name in CONFIGURED:
+            node = {"class_type": "TinyModel", "inputs": {"kind": CONFIGURED[name]}}
         elif kind == "CLIPTextEncode":
             node = {"class_type": "TinyPrompt", "inputs": {"text": inputs["text"], "width": width, "pooled": pooled}}
         elif kind.startswith("Empty") and "Latent" in kind:
