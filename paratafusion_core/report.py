@@ -28,6 +28,11 @@ class Report:
         status: ``converged`` or ``max_rounds``.
         fallback: why the plain sampler ran instead (the host sets it), None if it did not.
         repairs: rows refilled because they were not finite or exploded.
+        doubt: why the picture may be another one than the sequential sampler's, None where nothing speaks for it.
+        target_db, estimated_db: the fidelity asked for and the one estimated without a reference, where the solver
+            works to a target.
+        plan: what the automatic plan chose and why, None where nothing was left to choose.
+        probe_nfe: rows evaluated before the run to see whether the model may be batched; not part of ``nfe``.
         warm: how a warm start was used, None for a cold one.
         seconds, model_seconds, engine_seconds: wall time; on an accelerator the wait for its queue
             counts as the model's.
@@ -53,6 +58,11 @@ class Report:
     status: str = "converged"
     fallback: str | None = None
     repairs: int = 0
+    doubt: str | None = None
+    target_db: float | None = None
+    estimated_db: float | None = None
+    plan: str | None = None
+    probe_nfe: int = 0
     warm: str | None = None
     seconds: float = 0.0
     model_seconds: float = 0.0

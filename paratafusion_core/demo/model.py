@@ -37,7 +37,9 @@ def load(path: Path = WEIGHTS, dtype: torch.dtype = torch.float32, device: str |
         raise ValueError(
             f"weights {path.name} do not fit ({why}); the file of `paratafusion train-demo` is allowed"
         ) from None
-    return network.to(device, dtype).eval().requires_grad_(False)
+    # convolutions run 1.5 times as fast on a CPU with the channels last
+    network = network.to(device, dtype).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return network.eval().requires_grad_(False)
 
 
 def denoiser(network: DemoNet, prompt: str, cfg: float = 4.0, batch: int = 1, flow: bool = False) -> Denoise:
