@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from . import schemes
+from .errors import NotFinite
 from .options import Options
 from .report import Report
 from .solve import Progress, Solution, Status, solve
@@ -12,6 +13,7 @@ from .trajectory import Trajectory, load_trajectory, save_trajectory
 __version__ = "0.1.0"
 
 __all__ = [
+    "NotFinite",
     "Options",
     "Progress",
     "Report",

@@ -14,8 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .certificate import products, quotients
 from .denoisers import Denoise
 from .devices import send
+from .errors import NotFinite
 from .rows import Scales, Window
 from .solvers import Solver
 
@@ -66,6 +68,8 @@ class Front:
         state: the solver's.
         D: ``[n, B, d]`` with the rows that need no evaluation filled in, or None.
         stale: which rows need one; None for all.
+        before: the last round's x and D, ``[n', B, d]``, whose first ``skip`` rows have left the window.
+        known: leading rows that the last round evaluated.
     """
 
     first: int
@@ -73,6 +77,9 @@ class Front:
     state: Any
     D: Tensor | None = None
     stale: Tensor | None = None
+    before: tuple[Tensor, Tensor] | None = None
+    skip: int = 0
+    known: int = 0
 
     @property
     def stop(self) -> int:
@@ -92,6 +99,7 @@ class Round:
         good: leading rows that are sound and near enough to be corrected; the others are refilled.
         unsound: rows that were not finite or exploded.
         residual: of each row. evaluated: rows that were. model_seconds: their wall time.
+        steepest: the largest slope measured in the window and the sigma of its row (see ``certificate.py``).
     """
 
     D: Tensor
@@ -104,13 +112,15 @@ class Round:
     residual: list[float]
     evaluated: int
     model_seconds: float
+    steepest: tuple[float, float] = (0.0, 0.0)
 
 
 def play(problem: Problem, front: Front) -> Round:
     """Evaluate the window and correct it (steps 1 and 2 of a round).
 
     Raises:
-        ValueError: ``denoise`` returned another shape, or its first row, whose state is exact, is not finite.
+        ValueError: ``denoise`` returned another shape.
+        NotFinite: its first row, whose state is exact, is not finite.
     """
     n, first = len(front.x), front.first
     begin = time.perf_counter()
@@ -128,27 +138,32 @@ def play(problem: Problem, front: Front) -> Round:
         r = _matmul(C, D, S - front.x)
     window = Window(first, front.stop, C, problem.scales.rows(first, front.stop), front.x.shape[-1])
     measured = problem.solver.measure(window, front.x, D, r, front.state)
-    packed = torch.cat([measured.numbers.flatten(), ok.flatten().to(D.dtype)]).cpu().double()
+    parts = [measured.numbers, ok.to(D.dtype)]
+    if front.before is not None and not problem.solver.knows_changes:
+        parts.append(products(front.x, D, front.before, front.skip))
+    packed = torch.cat([part.flatten() for part in parts]).cpu().double()
     if D.device.type != "cpu":
         seconds = time.perf_counter() - begin  # the copy waited for the device
-    numbers = packed[: measured.numbers.numel()].reshape(measured.numbers.shape)
-    flags = packed[measured.numbers.numel() :].reshape(-1, n) > 0
+    numbers, flags, *changes = (
+        piece.reshape(part.shape) for piece, part in zip(packed.split([p.numel() for p in parts]), parts, strict=True)
+    )
+    flags = flags.reshape(-1, n) > 0
     if not flags[0, 0]:
         level = float(problem.scales.sigma[first])
-        raise ValueError(
-            f"denoise returned NaN or infinity at row {first} (sigma {level:g}); finite values are allowed"
-        )
+        raise NotFinite(f"denoise returned NaN or infinity at row {first} (sigma {level:g}); finite values are allowed")
 
     step = problem.solver.step(window, numbers, measured.state)
     sound = flags[0] & (step.growth <= EXPLODED)
     good = _leading(sound & (step.growth <= problem.solver.trust))
     calm = flags[1] if problem.exact else step.residual <= problem.tolerance
     frozen = min(max(_leading(calm), 1), good)
-    correction = (send(step.weights, D) @ measured.basis).transpose(0, 1)
-    moved = front.x + correction if problem.solver.moves_x else None
-    corrected = D if problem.solver.moves_x else D + correction
+    old = front.x if problem.solver.moves_x else D
+    new = torch.baddbmm(old.transpose(0, 1), send(step.weights, D), measured.basis).transpose(0, 1)
+    corrected, moved = (D, new) if problem.solver.moves_x else (new, None)
     residual = step.residual.tolist()
-    return Round(D, corrected, moved, measured.state, frozen, good, n - int(sound.sum()), residual, evaluated, seconds)
+    steepest = _steepest(window, changes[0] if changes else step.products, min(good, front.known))
+    unsound = n - int(sound.sum())
+    return Round(D, corrected, moved, step.state, frozen, good, unsound, residual, evaluated, seconds, steepest)
 
 
 def fold(problem: Problem, first: int, D: Tensor) -> None:
@@ -158,7 +173,8 @@ def fold(problem: Problem, first: int, D: Tensor) -> None:
         for i, row in enumerate(D, start=first):
             _add_row(problem.S[i + 1 :], problem.C[i + 1 :, i], row)
     else:
-        problem.S[stop:] = _matmul(problem.C[stop:, first:stop], D, problem.S[stop:])
+        later = problem.S[stop:]
+        later.flatten(1).addmm_(send(problem.C[stop:, first:stop], D), D.flatten(1))
 
 
 def opening(problem: Problem, stop: int) -> Front:
@@ -177,14 +193,15 @@ def advance(problem: Problem, front: Front, done: Round, stop: int) -> Front:
     state = problem.solver.slide(done.state, done.frozen, kept, stop - first)
     if done.moved is not None and kept > 1:
         x[1:kept] = done.moved[done.frozen + 1 : done.frozen + kept]
+    before = None if problem.solver.knows_changes else (front.x, done.D)
     if not problem.exact or kept == 0:
-        return Front(first, x, state)
+        return Front(first, x, state, before=before, skip=done.frozen, known=kept)
     same = (x[:kept] == front.x[done.frozen : done.frozen + kept]).flatten(1).all(1)
     stale = torch.ones(len(x), dtype=torch.bool)
     stale[:kept] = ~same.cpu()
     D = torch.zeros_like(x)
     D[:kept] = done.D[done.frozen : done.frozen + kept]
-    return Front(first, x, state, D, stale)
+    return Front(first, x, state, D, stale, before, done.frozen, kept)
 
 
 def fill(problem: Problem, front: Front, done: Round, first: int, stop: int) -> Tensor:
@@ -226,14 +243,23 @@ def guess(problem: Problem, front: Front, done: Round) -> Tensor:
     return torch.cat([live, held])
 
 
+def _steepest(window: Window, changes: Tensor | None, rows: int) -> tuple[float, float]:
+    """The largest quotient of the leading ``rows`` and its sigma; these are good and were evaluated before too."""
+    if changes is None or rows == 0:
+        return 0.0, 0.0
+    measured = quotients(changes, window)[:rows]
+    row = int(measured.argmax())
+    return float(measured[row]), float(window.scales.sigma[row])
+
+
 def _evaluate(problem: Problem, front: Front) -> tuple[Tensor, int]:
     """D of the window and how many rows were evaluated."""
     sigma = problem.sigmas[front.first : front.stop]
     if front.stale is None or bool(front.stale.all()):
-        return _call(problem, front.x, sigma), len(front.x)
+        return call_model(problem.denoise, front.x, sigma, problem.shape), len(front.x)
     assert front.D is not None
     index = front.stale.nonzero()[:, 0].to(front.x.device)
-    D = front.D.index_copy(0, index, _call(problem, front.x[index], sigma[index]))
+    D = front.D.index_copy(0, index, call_model(problem.denoise, front.x[index], sigma[index], problem.shape))
     return D, len(index)
 
 
@@ -244,10 +270,15 @@ def _sound(D: Tensor, data_rms: float) -> Tensor:
     return size.isfinite() & (size <= EXPLODED * unit)
 
 
-def _call(problem: Problem, x: Tensor, sigma: Tensor) -> Tensor:
-    wanted = [len(x), *problem.shape]
+def call_model(denoise: Denoise, x: Tensor, sigma: Tensor, shape: torch.Size) -> Tensor:
+    """``D [n, B, d]`` of ``x`` ``[n, B, d]`` at ``sigma`` ``[n]``, shown to ``denoise`` as ``[n, *shape]``.
+
+    Raises:
+        ValueError: it returned something else than floats of its input's shape.
+    """
+    wanted = [len(x), *shape]
     # models scale their input in place: give them copies
-    D = problem.denoise(x.reshape(wanted).clone(), sigma.clone())
+    D = denoise(x.reshape(wanted).clone(), sigma.clone())
     if not isinstance(D, Tensor) or list(D.shape) != wanted or not D.is_floating_point():
         found = f"{D.dtype} of shape {list(D.shape)}" if isinstance(D, Tensor) else type(D).__name__
         raise ValueError(f"denoise returned {found}; floats of shape {wanted}, its input's, are allowed")

@@ -9,6 +9,10 @@ from collections.abc import Iterable
 from typing import Any
 
 
+class NotFinite(ValueError):
+    """The model gave NaN or infinity at a state that the plain sampler would have shown it too."""
+
+
 def check_count(name: str, value: Any, low: int = 1, high: int | None = None) -> int:
     """``value`` (an int, or NumPy's) as an int of at least ``low`` and at most ``high``.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -55,8 +55,15 @@ class Scales:
     def rows(self, first: int, stop: int) -> Scales:
         """The constants of rows ``first..stop-1``."""
         cut = slice(first, stop)
-        names = ("sigma", "alpha", "norm", "gaussian", "eps", "spread")
-        return replace(self, **{name: getattr(self, name)[cut] for name in names})
+        return Scales(
+            self.sigma[cut],
+            self.alpha[cut],
+            self.norm[cut],
+            self.gaussian[cut],
+            self.eps[cut],
+            self.spread[cut],
+            self.data_rms,
+        )
 
     @property
     def allowed(self) -> Tensor:

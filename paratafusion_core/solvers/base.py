@@ -34,11 +34,16 @@ class Step:
             tolerance. Row 0 has 0.
         growth: ``[n]`` rms of each row's move in units of the row's own size, for the explosion guard.
         weights: ``[B, n, L]`` of the basis vectors in each row's correction.
+        state: the solver's, with what this step worked out.
+        products: ``[2, n, B]`` |dx|^2 and dx . dD of each row since the last round, 0 where it was not evaluated then;
+            None where the solver does not measure them.
     """
 
     residual: Tensor
     growth: Tensor
     weights: Tensor
+    state: Any
+    products: Tensor | None = None
 
 
 class Solver(Protocol):
@@ -52,6 +57,11 @@ class Solver(Protocol):
     @property
     def trust(self) -> float:
         """Rows from the first that would move by more than this many times its own size are refilled, not corrected."""
+        ...
+
+    @property
+    def knows_changes(self) -> bool:
+        """Its steps say how each row's x and D have changed; otherwise the engine measures it."""
         ...
 
     @property

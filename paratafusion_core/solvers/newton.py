@@ -23,13 +23,17 @@ holds all the inner products it needs.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..rows import Scales, Window
 from .base import Measured, Step, shift, unit_lower_inverse
+
+Array = np.ndarray[Any, np.dtype[np.float64]]
 
 
 @dataclass(frozen=True)
@@ -37,10 +41,12 @@ class Secants:
     """What the solver remembers of a window's rows.
 
     Attributes:
-        x, D: ``[n, B, d]`` each row's last evaluation.
-        dx, dD: ``[m, n, B, d]`` the changes between its evaluations, newest first.
+        x, D: ``[n', B, d]`` each row's last evaluation; the first ``skip`` rows have left the window since.
+        dx, dD: ``[m, n', B, d]`` the changes between its evaluations, newest first.
         seen: ``[n]`` bool on the CPU: x and D hold the row.
         valid: ``[m, n]`` bool on the CPU: dx and dD hold the change.
+        gram: ``[B, 1 + 2m, k, 1 + 2m, k]`` products of the last round's (r, dx, dD) of the k rows that stayed, once
+            they were measured.
     """
 
     x: Tensor
@@ -49,6 +55,8 @@ class Secants:
     dD: Tensor
     seen: Tensor
     valid: Tensor
+    gram: Array | None = None
+    skip: int = 0
 
 
 @dataclass(frozen=True)
@@ -71,6 +79,10 @@ class TriangularNewton:
     moves_x: bool = False
     copies_warm: bool = False
 
+    @property
+    def knows_changes(self) -> bool:
+        return self.history > 0
+
     def theta(self, scales: Scales) -> Tensor:
         """theta of each row, float64."""
         return {"gaussian": scales.gaussian, "eps": scales.eps, "held": torch.zeros_like(scales.sigma)}[self.slope]
@@ -79,76 +91,123 @@ class TriangularNewton:
         return None
 
     def measure(self, window: Window, x: Tensor, D: Tensor, r: Tensor, state: Secants | None) -> Measured:
-        m, n = self.history, len(window)
+        m, n, kinds = self.history, len(window), 1 + 2 * self.history
         if m == 0:
             basis = r.transpose(0, 1)
             return Measured(None, basis, basis @ basis.transpose(1, 2))
+        vectors = x.new_empty(x.shape[1], kinds, n, x.shape[2])
+        vectors[:, 0] = r.transpose(0, 1)
+        dx, dD = (vectors[:, at : at + m].permute(1, 2, 0, 3) for at in (1, 1 + m))  # [m, n, B, d]
+        valid = torch.zeros(m, n, dtype=torch.bool)
         if state is None:
-            dx = dD = x.new_zeros(m, *x.shape)
-            valid = torch.zeros(m, n, dtype=torch.bool)
+            vectors[:, 1:] = 0
         else:
-            dx = torch.cat([(x - state.x)[None], state.dx[:-1]])
-            dD = torch.cat([(D - state.D)[None], state.dD[:-1]])
-            valid = torch.cat([state.seen[None], state.valid[:-1]])
-        basis = torch.cat([r[None], dx, dD]).permute(2, 0, 1, 3).flatten(1, 2)
-        state = Secants(x, D, dx, dD, torch.ones(n, dtype=torch.bool), valid)
-        return Measured(state, basis, basis @ basis.transpose(1, 2))
+            # rows that it has not seen show another's: they are not valid
+            row = torch.arange(state.skip, state.skip + n, device=x.device).clamp_(max=len(state.x) - 1)
+            for changes, now, before, older in ((dx, x, state.x, state.dx), (dD, D, state.D, state.dD)):
+                torch.sub(now, before[row], out=changes[0])
+                if m > 1:
+                    changes[1:] = older[:-1, row]
+            valid[0], valid[1:] = state.seen, state.valid[:-1]
+        basis = vectors.flatten(1, 2)
+        # the older changes' products among themselves are the last round's
+        gram = None if state is None else state.gram
+        left = basis if gram is None or m == 1 else vectors[:, [0, 1, 1 + m]].flatten(1, 2)
+        seen = torch.ones(n, dtype=torch.bool)
+        return Measured(Secants(x, D, dx, dD, seen, valid, gram), basis, left @ basis.transpose(1, 2))
 
     def step(self, window: Window, numbers: Tensor, state: Secants | None) -> Step:
         theta, images = self.theta(window.scales), numbers.shape[0]
         T = unit_lower_inverse(window.C * theta)
         if state is None:
-            delta = T.expand(images, -1, -1)
-            change = theta[:, None] * delta
+            gram = numbers.numpy()
+            delta, products = np.broadcast_to(T.numpy(), gram.shape), None
+            change = theta.numpy()[:, None] * delta
         else:
-            delta, change = self._sweep(window.C, theta, T, numbers, state.valid)
-        squares = ((delta @ numbers) * delta).sum(-1).clamp(min=0)
-        rms = (squares.amax(0) / window.size).sqrt() / window.scales.data_rms
+            whole = self._gram(numbers.numpy(), state.gram, len(window))
+            state = replace(state, gram=whole)
+            gram = whole.reshape(images, numbers.shape[2], numbers.shape[2])
+            C, valid = window.C.numpy(), state.valid.numpy()
+            delta, change = self._sweep(C, theta.numpy(), T.numpy(), whole, valid)
+            mine = np.einsum("bvkwk->vwkb", whole)[1, [1, 1 + self.history]] * valid[0][:, None]
+            products = torch.from_numpy(mine)
+        squares = np.maximum(((delta @ gram) * delta).sum(-1), 0)
+        rms = torch.from_numpy(np.sqrt(squares.max(0) / window.size) / window.scales.data_rms)
         rms[0] = 0.0
         allowed = window.scales.allowed
-        return Step(rms / torch.where(allowed > 0, allowed, 1.0), rms / window.scales.norm, change)
+        unit = torch.where(allowed > 0, allowed, 1.0)
+        return Step(rms / unit, rms / window.scales.norm, torch.from_numpy(change), state, products)
 
-    def _sweep(self, C: Tensor, theta: Tensor, T: Tensor, gram: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+    def _gram(self, numbers: Array, last: Array | None, n: int) -> Array:
+        """``[B, 1 + 2m, n, 1 + 2m, n]`` from the products of all vectors, or of the new ones (r, dx, dD) with all."""
+        m, kinds = self.history, 1 + 2 * self.history
+        B, rows, _ = numbers.shape
+        numbers = numbers.reshape(B, -1, n, kinds, n)
+        if last is None or rows == kinds * n:
+            return numbers
+        new, old = [0, 1, 1 + m], [*range(2, 1 + m), *range(2 + m, kinds)]
+        known = min(last.shape[2], n)
+        was = [i - 1 for i in old]
+        gram = np.zeros((B, kinds, n, kinds, n))
+        for i, kind in zip(old, was, strict=True):
+            gram[:, i, :known, old, :known] = last[:, kind, :known][:, :, was, :known].transpose(2, 0, 1, 3)
+        gram[:, new] = numbers
+        gram[:, :, :, new] = numbers.transpose(0, 3, 4, 1, 2)
+        return gram
+
+    def _sweep(self, C: Array, theta: Array, T: Array, gram: Array, valid: Array) -> tuple[Array, Array]:
         """Weights of delta and of J delta over the basis (r, dx, dD), ``[B, n, (1 + 2m) n]`` each.
 
         Letters: b image; k, j rows; v, w kinds of vector (r, then S, then E); p, q, s kinds within a row's 2m.
         """
         B, n, m = gram.shape[0], len(C), self.history
         S, E = slice(1, 1 + m), slice(1 + m, 1 + 2 * m)
-        g = gram.reshape(B, 1 + 2 * m, n, 1 + 2 * m, n).clone()
-        squares = g.diagonal(dim1=1, dim2=3).diagonal(dim1=1, dim2=2)[:, S]  # |dx|^2 [B, m, n]
-        inverse = torch.where(valid & (squares > 0), squares.clamp(min=1e-300).rsqrt(), 0.0)
-        scale = torch.cat([torch.ones(B, 1, n, dtype=torch.float64), inverse, inverse], 1)
-        g *= scale[..., None, None] * scale[:, None, None]
+        own = np.einsum("bvkwk->bkvw", gram)  # each row's own products
+        squares = np.einsum("bkvv->bvk", own)[:, S]  # |dx|^2 [B, m, n]
+        used = valid & (squares > 0)
+        inverse = np.where(used, 1 / np.sqrt(np.where(used, squares, 1.0)), 0.0)
+        scale = np.concatenate([np.ones((B, 1, n)), inverse, inverse], 1)
+        g = gram * scale[..., None, None]
+        g *= scale[:, None, None]
         g[:, E] -= theta[:, None, None] * g[:, S]
         g[..., E, :] -= theta * g[..., S, :]
 
-        own = g.diagonal(dim1=2, dim2=4).permute(0, 3, 1, 2)  # each row's own products [B, n, 1+2m, 1+2m]
-        Ginv = torch.linalg.inv(own[..., S, S] + self.ridge * torch.eye(m, dtype=torch.float64))
+        own = np.einsum("bvkwk->bkvw", g)
+        Ginv = np.linalg.inv(own[..., S, S] + self.ridge * np.eye(m))
         cross = own[..., S, E]
-        P = torch.zeros(B, n, 2 * m, 2 * m, dtype=torch.float64)  # (u, w) -> (a, b)
+        P = np.zeros((B, n, 2 * m, 2 * m))  # (u, w) -> (a, b)
         P[..., :m, :m] = P[..., m:, m:] = Ginv
-        P[..., m:, :m] = -Ginv @ ((cross + cross.transpose(2, 3)) / 2) @ Ginv
+        P[..., m:, :m] = -Ginv @ ((cross + cross.swapaxes(2, 3)) / 2) @ Ginv
 
         TC = T @ C
-        known = torch.einsum("kj,bpkj->bkp", T, g[:, 1:, :, 0])
-        back = torch.cat([g[:, 1:, :, E], g[:, 1:, :, S]], 3)  # products with (E_j, S_j), which carry (a, b) back
-        A = torch.einsum("bpkqj,bjqs->bkpjs", back * TC[:, None], P).reshape(B, 2 * m * n, 2 * m * n)
-        eye = torch.eye(2 * m * n, dtype=torch.float64)
-        y = torch.linalg.solve_triangular(eye - A, known.reshape(B, -1, 1), upper=False, unitriangular=True)
-        ab = torch.einsum("bjqs,bjs->bqj", P, y.reshape(B, n, 2 * m))
-        carried = torch.cat([ab[:, m:], ab[:, :m]], 1)  # weights on (S, E)
+        known = (g[:, 1:, :, 0] * T).sum(-1).swapaxes(1, 2)  # [b, k, p]
+        # products with (E_j, S_j), which carry (a, b) back: [b, j, k, p, q]
+        back = np.concatenate([g[:, 1:, :, E], g[:, 1:, :, S]], 3).transpose(0, 4, 2, 1, 3) * TC.T[:, :, None, None]
+        A = (back.reshape(B, n, 2 * m * n, 2 * m) @ P).swapaxes(1, 2).reshape(B, 2 * m * n, 2 * m * n)
+        y = torch.linalg.solve_triangular(
+            torch.from_numpy(np.eye(2 * m * n) - A),
+            torch.from_numpy(known.reshape(B, -1, 1)),
+            upper=False,
+            unitriangular=True,
+        ).numpy()
+        ab = (P @ y.reshape(B, n, 2 * m, 1))[..., 0].swapaxes(1, 2)
+        carried = np.concatenate([ab[:, m:], ab[:, :m]], 1)  # weights on (S, E)
 
-        delta = torch.cat([T.expand(B, n, n)[:, :, None], TC[:, None] * carried[:, None]], 2)  # [B, k, v, j]
+        delta = np.empty((B, n, 1 + 2 * m, n))  # [b, k, v, j]
+        delta[:, :, 0] = T
+        delta[:, :, 1:] = TC[:, None] * carried[:, None]
         change = theta[:, None, None] * delta
-        change[:, :, 1:] += torch.eye(n, dtype=torch.float64)[:, None] * carried[:, None]
+        diagonal = np.einsum("bkvk->bvk", change)
+        diagonal[:, 1:] += carried
         for weights in (delta, change):  # from (r, S, E) to (r, dx, dD)
             weights[:, :, S] -= theta * weights[:, :, E]
             weights *= scale[:, None]
-        return delta.flatten(2), change.flatten(2)
+        return delta.reshape(B, n, -1), change.reshape(B, n, -1)
 
     def slide(self, state: Secants | None, frozen: int, kept: int, size: int) -> Secants | None:
         if state is None:
             return None
-        old = (state.x, state.D, state.dx, state.dD, state.seen, state.valid)
-        return Secants(*(shift(t, d, frozen, kept, size) for t, d in zip(old, (0, 0, 1, 1, 0, 1), strict=True)))
+        cut = slice(frozen, frozen + kept)
+        gram = None if state.gram is None else state.gram[:, :, cut, :, cut]
+        seen, valid = shift(state.seen, 0, frozen, kept, size), shift(state.valid, 1, frozen, kept, size)
+        return replace(state, seen=seen, valid=valid, gram=gram, skip=frozen)

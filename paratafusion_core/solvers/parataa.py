@@ -67,6 +67,7 @@ class ParaTAA:
     trust: float = math.inf
     moves_x: bool = True
     copies_warm: bool = True
+    knows_changes: bool = False
 
     def start(self) -> Iterates | None:
         return None
@@ -126,7 +127,7 @@ class ParaTAA:
             gamma[: first + 1] = 0.0
             weights[:, own, 1 : 1 + m, own] = -gamma
             weights[:, own, 1 + m :, own] = -gamma
-        return Step(residual, growth, weights.flatten(2))
+        return Step(residual, growth, weights.flatten(2), state)
 
     def slide(self, state: Iterates | None, frozen: int, kept: int, size: int) -> Iterates | None:
         if state is None:
