@@ -6,10 +6,12 @@ from dataclasses import dataclass
 
 from .errors import check_choice, check_count, check_real
 
-SOLVERS = ("quasi-newton", "parataa", "picard", "picard-eps", "sequential")
-#: Tolerances of the presets: of the freeze rule, and of ParaTAA's residual rule (its tau).
-PRESETS = {"fast": 1e-2, "balanced": 3e-3, "strict": 1e-3, "exact": 0.0}
-PARATAA_PRESETS = {"fast": 1e-2, "balanced": 1e-3, "strict": 1e-4, "exact": 0.0}
+SOLVERS = ("quasi-newton", "parataa", "picard", "picard-eps", "sequential", "collocation")
+#: Tolerances of the presets: of the freeze rule, and of ParaTAA's residual rule (its tau). The last three ask for a
+#: fidelity in dB instead, where the solver works to one.
+PRESETS = {"fast": 1e-2, "balanced": 3e-3, "strict": 1e-3, "exact": 0.0, "sketch": 1e-2, "standard": 3e-3, "fine": 1e-3}
+PARATAA_PRESETS = PRESETS | {"balanced": 1e-3, "strict": 1e-4, "standard": 1e-3, "fine": 1e-4}
+TARGETS = {"sketch": 36.0, "standard": 42.0, "fine": 48.0}
 
 
 @dataclass(frozen=True)
@@ -18,8 +20,11 @@ class Options:
 
     Attributes:
         solver: ``quasi-newton`` (default), ``parataa`` (the paper), ``picard`` (D held), ``picard-eps`` (eps held, as
-            ParaDiGMS) or ``sequential``.
-        preset: ``fast``, ``balanced``, ``strict`` or ``exact``: the tolerance, when ``tol`` is None.
+            ParaDiGMS), ``sequential``, or ``collocation``: D evaluated on a few rows and interpolated on the others,
+            for samplers of one evaluation a step without noise of their own.
+        preset: ``fast``, ``balanced``, ``strict`` or ``exact``: the tolerance, when ``tol`` is None. ``sketch``,
+            ``standard`` and ``fine`` are targets of 36, 42 and 48 dB for collocation, and tolerances of 1e-2, 3e-3 and
+            1e-3 for the others.
         tol: tolerance of at least 0; 0 reproduces the sequential result to the rounding of the model's kernels.
         window: rows evaluated together: a number of at least 1 (clamped to the run), ``"full"``, or ``"auto"``, which
             widens the window while the measured rows frozen per second rise: equal runs may then differ within the
@@ -28,7 +33,9 @@ class Options:
             1 is the plain fixed point). At least 1.
         order: of ParaTAA's equations, at least 1 and clamped to the window; min(20, window) when None.
         max_rounds: stop after so many rounds with the picture as it is.
-        rows, target_db: for the collocation solver, which is not in this version; must be None.
+        rows: evaluations that collocation may spend, at least 2; 16 at window 1 and 30 from window 4 on when None.
+            Without a target it spends them all.
+        target_db: fidelity in dB, above 0, that collocation works towards: rows are added while its estimate is lower.
         flow: the states are flow-matching states, ``x = (1 - sigma) x0 + sigma eps``.
         data_rms: rms of clean data, above 0: 1 for latents. The tolerance is relative to it: data far smaller than
             it says are solved less accurately.
@@ -62,12 +69,31 @@ class Options:
         for name in ("history", "order", "max_rounds"):
             if getattr(self, name) is not None:
                 check_count(name, getattr(self, name))
-        for name in ("rows", "target_db"):
-            if getattr(self, name) is not None:
-                raise ValueError(
-                    f"{name} is {getattr(self, name)!r}; solver {self.solver} has no use for it, leave it out"
-                )
+        if self.solver == "collocation":
+            self._check_collocation()
+        else:
+            for name in ("rows", "target_db"):
+                if getattr(self, name) is not None:
+                    raise ValueError(
+                        f"{name} is {getattr(self, name)!r}; solver {self.solver} has no use for it, leave it out"
+                    )
         check_real("data_rms", self.data_rms, above=0.0)
+
+    def _check_collocation(self) -> None:
+        if self.rows is not None and check_count("rows", self.rows) < 2:
+            raise ValueError(f"rows is {self.rows!r}; a whole number of at least 2 is allowed")
+        if self.target_db is not None:
+            check_real("target_db", self.target_db, above=0.0)
+        if self.preset == "exact" or self.tol == 0:
+            named = "preset is 'exact'" if self.preset == "exact" else "tol is 0"
+            raise ValueError(f"{named}; solver collocation interpolates, quasi-newton is allowed for it")
+
+    @property
+    def target(self) -> float | None:
+        """``target_db``, or the preset's where no number of rows is asked for; None without one."""
+        if self.target_db is not None:
+            return float(self.target_db)
+        return TARGETS.get(self.preset) if self.solver == "collocation" and self.rows is None else None
 
     @property
     def tolerance(self) -> float:

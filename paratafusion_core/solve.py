@@ -11,11 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .certificate import doubt
+from .collocation import collocate, refusal
 from .denoisers import Denoise
 from .devices import send
 from .engine import Front, Problem, Round, advance, fill, fold, guess, opening, play
 from .options import Options
 from .report import Report
+from .resume import continuing, in_words, look_again, part_of, standing, takes_over
 from .rows import Scales
 from .solvers import make
 from .system import System
@@ -81,21 +84,56 @@ def solve(
         denoise: ``(x [n, B, ...], sigma [n]) -> [n, B, ...]`` with n at most the window, in the dtype and on the
             device of ``system.S``. Rows must not influence each other.
         options: see :class:`Options`.
-        warm: an earlier run's trajectory of the same latent shape; other noise levels are interpolated.
+        warm: an earlier run's trajectory of the same latent shape; other noise levels are interpolated. Of a run of
+            this same system that was capped by ``max_rounds``, the final rows are not evaluated again but for a few.
         callback: called after each round.
         keep_trajectory: gather D of every row in half precision (K states of memory on the device until the end).
 
     Raises:
         ValueError: ``warm`` has another latent shape, ``options.flow`` does not fit the sigmas, or ``denoise``
-            returned another shape or is not finite at an exact state.
+            returned another shape.
+        NotFinite: a ValueError; ``denoise`` is not finite at an exact state.
     """
     for name, value, kind in (("system", system, System), ("options", options, Options)):
         if not isinstance(value, kind):
             raise ValueError(f"{name} is a {type(value).__name__}; a {kind.__name__} is allowed")
     if warm is not None and not isinstance(warm, Trajectory):
         raise ValueError(f"warm is a {type(warm).__name__}; a Trajectory, as of load_trajectory, is allowed")
+    work = _collocate if options.solver == "collocation" else _solve
     with torch.no_grad():
-        return _solve(system, denoise, options, warm, callback, keep_trajectory)
+        return work(system, denoise, options, warm, callback, keep_trajectory)
+
+
+def _collocate(
+    system: System,
+    denoise: Denoise,
+    options: Options,
+    warm: Trajectory | None,
+    callback: Callable[[Progress], Any] | None,
+    keep_trajectory: bool,
+) -> Solution:
+    begin = time.perf_counter()
+    why = refusal(system)
+    if why is not None:
+        raise ValueError(f"solver is 'collocation'; quasi-newton is allowed for sampler {system.sampler}, as {why}")
+    report = _report(system, options, warm)
+    report.target_db = options.target
+    K, shape = system.evaluations, system.S.shape[1:]
+
+    def tell(frozen: int, first: int, residual: list[float], picture: Tensor) -> None:
+        if callback is not None:
+            shown = picture.reshape(shape).clone()
+            callback(Progress(report.rounds, frozen, K, report.nfe, first, residual, shown))
+
+    scales = Scales.of(system, options.flow, options.data_rms)
+    picture, D, finished = collocate(system, denoise, options, scales, _earlier(system, options, warm), report, tell)
+    trajectory = None
+    if keep_trajectory:
+        kept = _half(D).reshape(K, *shape).cpu()
+        trajectory = Trajectory(kept, system.sigmas.clone(), system.sampler, flow=options.flow)
+    status = Status.CONVERGED if finished else Status.MAX_ROUNDS
+    _close(report, status, time.perf_counter() - begin)
+    return Solution(picture, status, report, trajectory)
 
 
 def _solve(
@@ -112,21 +150,29 @@ def _solve(
     K, asked = problem.total, 1 if options.solver == "sequential" else options.window
     kept = problem.S.new_empty((K, *problem.S.shape[1:]), dtype=torch.float16) if keep_trajectory else None
     timed: list[tuple[int, int, float]] = []
+    steepest = (0.0, 0.0)
     width, report.window_reason = next_window(asked, K, timed)
-    front = opening(problem, min(width, K))
+    part = warm.part if warm is not None and takes_over(problem, system, options, warm) else None
+    problem = problem if part is None else continuing(problem)
+    front = opening(problem, min(width, K)) if part is None else standing(problem, part)
     while True:
         started = time.perf_counter()
-        done = play(problem, front)
+        looks = part if report.rounds == 0 else None
+        done = play(problem, front) if looks is None else look_again(problem, front, looks, width)
+        if looks is not None:
+            report.warm = in_words(looks, done)
         final = done.corrected[: done.frozen]
         fold(problem, front.first, final)
         frozen = front.first + done.frozen
         if kept is not None:
             kept[front.first : frozen] = _half(final)
         _account(report, front, done)
+        steepest = max(steepest, done.steepest)
         finished = frozen == K or report.rounds == options.max_rounds
         picture = fill(problem, front, done, K, K + 1)[0] if finished or callback else None
         report.seconds_per_round.append(time.perf_counter() - started)
-        timed.append((width, done.frozen, report.seconds_per_round[-1]))
+        if looks is None:
+            timed.append((width, done.frozen, report.seconds_per_round[-1]))
         if callback is not None and picture is not None:
             shown = picture.reshape(problem.shape).clone()  # the callback's own
             callback(Progress(report.rounds, frozen, K, report.nfe, front.first, done.residual, shown))
@@ -141,7 +187,9 @@ def _solve(
         if frozen < K:
             kept[frozen:] = _half(guess(problem, front, done))
         D = kept.reshape(K, *problem.shape).cpu()
-        trajectory = Trajectory(D, system.sigmas.clone(), system.sampler, flow=options.flow)
+        left = part_of(problem, system, options, frozen, steepest) if frozen < K else None
+        trajectory = Trajectory(D, system.sigmas.clone(), system.sampler, flow=options.flow, part=left)
+    report.doubt = None if problem.exact else doubt(steepest)
     _close(report, status, time.perf_counter() - begin)
     return Solution(picture.reshape(problem.shape), status, report, trajectory)
 
@@ -149,15 +197,21 @@ def _solve(
 def _problem(system: System, denoise: Denoise, options: Options, warm: Trajectory | None) -> Problem:
     shape = system.S.shape[1:]
     S = system.S.detach().reshape(len(system.S), shape[0], -1).clone()
-    old = None
-    if warm is not None:
-        if warm.shape != tuple(shape):
-            raise ValueError(f"warm has latent shape {list(warm.shape)}; {list(shape)}, this run's, is allowed")
-        old = warm.onto(system.sigmas, options.flow).D.reshape(system.evaluations, shape[0], -1)
+    old = _earlier(system, options, warm)
     scales = Scales.of(system, options.flow, options.data_rms)
     sigmas = send(system.sigmas, S)
     exact = options.tolerance == 0 or options.window == 1 or options.solver == "sequential"
     return Problem(S, system.C, sigmas, scales, shape, denoise, make(options), options.tolerance, exact, old)
+
+
+def _earlier(system: System, options: Options, warm: Trajectory | None) -> Tensor | None:
+    """``[K, B, d]`` the earlier run's D at this run's noise levels."""
+    if warm is None:
+        return None
+    shape = system.S.shape[1:]
+    if warm.shape != tuple(shape):
+        raise ValueError(f"warm has latent shape {list(warm.shape)}; {list(shape)}, this run's, is allowed")
+    return warm.onto(system.sigmas, options.flow).D.reshape(system.evaluations, shape[0], -1)
 
 
 def _half(D: Tensor) -> Tensor:

@@ -4,19 +4,64 @@ from __future__ import annotations
 
 import json
 import struct
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from .errors import check_count, check_real
 from .files import write_tensors
 
 FORMAT = "paratafusion-trajectory"
 VERSION = 1
 MAX_BYTES = 1 << 30
 _MAX_HEADER = 1 << 20
+_NOTHING = type(None)
+#: What a file says of a trajectory beside its tensors, and of its part, with the types that are allowed.
+_FACTS: dict[str, tuple[type, ...]] = {
+    "sampler": (str,),
+    "seed": (int, _NOTHING),
+    "flow": (bool,),
+    "latent": (str, _NOTHING),
+    "problem": (str, _NOTHING),
+}
+_PART: dict[str, tuple[type, ...]] = {
+    "final": (int,),
+    "tolerance": (float, int),
+    "solver": (str,),
+    "system": (str,),
+    "slope": (float, int),
+    "slope_sigma": (float, int),
+}
+
+
+@dataclass(frozen=True)
+class Part:
+    """How far a capped run came, and which one it was: what a second run needs to go on from there.
+
+    Raises ValueError where a number is out of its bounds.
+
+    Attributes:
+        final: leading rows that were final, at least 1.
+        tolerance: of their freeze rule, 0 for exact ones. solver: whose rule it was.
+        system: fingerprint of the run's :class:`System`.
+        slope, slope_sigma: the steepest slope measured and its noise level, for the report's ``doubt``.
+    """
+
+    final: int
+    tolerance: float
+    solver: str
+    system: str
+    slope: float = 0.0
+    slope_sigma: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_count("trajectory final", self.final)
+        for name in ("tolerance", "slope", "slope_sigma"):
+            check_real(f"trajectory {name}", getattr(self, name), low=0.0)
 
 
 @dataclass(frozen=True)
@@ -29,6 +74,9 @@ class Trajectory:
         sampler: the sampler's name.
         seed: of the run, None when not known.
         flow: the sigmas are flow-matching times.
+        latent: what the latent's channels mean, in the words of the program that made it; None when not known.
+        problem: tells apart what the system does not: the model, the prompts, their strength; None when not known.
+        part: of a run that was capped before all rows were final, else None.
 
     Raises:
         ValueError: shapes do not fit together.
@@ -39,6 +87,9 @@ class Trajectory:
     sampler: str = "custom"
     seed: int | None = None
     flow: bool = False
+    latent: str | None = None
+    problem: str | None = None
+    part: Part | None = None
 
     def __post_init__(self) -> None:
         if self.D.ndim < 2 or 0 in self.D.shape or not self.D.is_floating_point() or self.D.dtype.itemsize < 2:
@@ -53,6 +104,10 @@ class Trajectory:
             shape = list(self.sigmas.shape)
             raise ValueError(
                 f"trajectory sigmas has shape {shape}; {len(self.D)} finite numbers of at least 0 are allowed"
+            )
+        if self.part is not None and not 0 < self.part.final < len(self.D):
+            raise ValueError(
+                f"trajectory part has {self.part.final} final rows; fewer than its {len(self.D)} rows are allowed"
             )
 
     @property
@@ -80,7 +135,7 @@ class Trajectory:
             part = ((want - have[high - 1]) / (have[high] - have[high - 1])).float()
             low_D, high_D = self.D[last[high - 1]].float(), self.D[last[high]].float()
             mixed = torch.lerp(low_D, high_D, part.reshape(-1, *[1] * (self.D.ndim - 1))).to(self.D.dtype)
-        return replace(self, D=mixed, sigmas=sigmas.double(), flow=flow)
+        return replace(self, D=mixed, sigmas=sigmas.double(), flow=flow, part=None)
 
 
 def _log_snr(sigmas: Tensor, flow: bool) -> Tensor:
@@ -94,7 +149,8 @@ def save_trajectory(path: str | Path, trajectory: Trajectory) -> None:
     Raises:
         OSError: the folder is missing or not writable.
     """
-    facts = {"sampler": trajectory.sampler, "seed": trajectory.seed, "flow": trajectory.flow}
+    facts = {name: getattr(trajectory, name) for name in _FACTS}
+    facts["part"] = None if trajectory.part is None else asdict(trajectory.part)
     metadata = {"format": FORMAT, "version": str(VERSION), "facts": json.dumps(facts)}
     write_tensors(Path(path), {"D": trajectory.D.half(), "sigmas": trajectory.sigmas}, metadata)
 
@@ -115,17 +171,23 @@ def load_trajectory(path: str | Path, max_bytes: int = MAX_BYTES) -> Trajectory:
             if metadata.get("version") != str(VERSION):
                 raise ValueError(f"trajectory {path.name} has version {metadata.get('version')}; {VERSION} is allowed")
             facts = json.loads(metadata.get("facts", "{}"))
-            if not isinstance(facts, dict):
-                raise ValueError(f"trajectory {path.name} has facts of {type(facts).__name__}; a table is allowed")
             D, sigmas = file.get_tensor("D"), file.get_tensor("sigmas")
     except (SafetensorError, json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"trajectory {path.name} is damaged ({error}); a whole safetensors file is allowed") from None
-    sampler, seed = facts.get("sampler", "custom"), facts.get("seed")
-    if not isinstance(sampler, str) or not (seed is None or isinstance(seed, int)):
-        raise ValueError(
-            f"trajectory {path.name} names sampler {sampler!r} and seed {seed!r}; text and a number are allowed"
-        )
-    return Trajectory(D, sigmas, sampler, seed, bool(facts.get("flow", False)))
+    known, part = _checked(path, facts, _FACTS), facts.get("part")
+    return Trajectory(D, sigmas, **known, part=None if part is None else Part(**_checked(path, part, _PART)))
+
+
+def _checked(path: Path, table: Any, kinds: dict[str, tuple[type, ...]]) -> dict[str, Any]:
+    """The entries of a file's table that are known, each of an allowed type."""
+    if not isinstance(table, dict):
+        raise ValueError(f"trajectory {path.name} has facts of {type(table).__name__}; a table is allowed")
+    for name, allowed in kinds.items():
+        value = table.get(name)
+        if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed):
+            names = " or ".join(kind.__name__ for kind in allowed)
+            raise ValueError(f"trajectory {path.name} has {name} {value!r:.80}; {names} is allowed")
+    return {name: table[name] for name in kinds if name in table}
 
 
 def _check_envelope(path: Path, max_bytes: int) -> None:

@@ -1,0 +1,71 @@
+"""How much each row is believed to be off, and by how much that matters: the run's one look at its own tensors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .grid import middle, slopes
+from .nodes import Ground, Nodes
+
+#: A state that has moved by m is taken to change its D by this share of m beyond what its slope foresaw: measured
+#: slopes of the demo network along the movement lie between -0.7 and 0.7 of the Gaussian one's distance.
+_UNKNOWN = 0.5
+
+
+@dataclass(frozen=True)
+class Impact:
+    """Expected changes of D or of a state, rms of the worst image, weighed by what is left of them in the picture.
+
+    Attributes:
+        moved: ``[n]`` rms of each node's movement since its evaluation.
+        again: ``[n]`` expected effect of evaluating each node once more.
+        gaps: ``[n-1]`` expected effect of a new row in the middle of each gap.
+        bend: ``[n-1]`` expected error of D inside each gap.
+        finite: whether all these numbers are.
+    """
+
+    moved: Tensor
+    again: Tensor
+    gaps: Tensor
+    bend: Tensor
+
+    @property
+    def finite(self) -> bool:
+        return bool(self.moved.isfinite().all() and self.bend.isfinite().all())
+
+
+def impact(ground: Ground, nodes: Nodes, lasting: Tensor) -> Impact:
+    """Measure ``nodes``; ``lasting`` ``[K]`` is the share of a change at a row that survives to the picture.
+
+    h/8 times the change of D's slope over a gap estimates h^2/8 |D''|, the error of interpolating linearly. Copying
+    the norms to the CPU is the round's one synchronisation.
+    """
+    at = ground.u[nodes.rows]
+    turns = torch.diff(slopes(at), dim=0)
+    flat = nodes.D.flatten(1)
+    changes = (turns.to(flat.dtype).to(flat.device) @ flat).view(len(turns), *nodes.D.shape[1:])
+    norms = torch.cat([nodes.moved, changes]).square().mean(-1).amax(1).sqrt().cpu().double()
+    moved, turned = norms[: len(at)], norms[len(at) :]
+    gap = torch.diff(at)
+    bend = turned * gap / 8
+    reach = torch.zeros_like(bend)
+    for q, (a, b) in enumerate(zip(nodes.rows, nodes.rows[1:], strict=False)):
+        # what D of the rows inside weighs in the state at the gap's end
+        reach[q] = float(ground.C[b, a + 1 : b].abs().sum())
+    return Impact(moved, _UNKNOWN * moved * lasting[nodes.rows], bend * reach * lasting[nodes.rows[1:]], bend)
+
+
+def candidates(ground: Ground, nodes: Nodes, seen: Impact) -> list[tuple[float, int]]:
+    """Rows worth evaluating, with their expected effect, the largest first; moved nodes and middles of gaps.
+
+    A new row counts half: it changes the nodes behind it, which then want evaluating again (demo network, 16 seeds,
+    30 evaluations at window 4: worst picture 39.7 dB with equal counting, 38.9 with double, 41.9 with half).
+    """
+    found = [(float(seen.again[q]), row) for q, row in enumerate(nodes.rows) if row]
+    for q, (a, b) in enumerate(zip(nodes.rows, nodes.rows[1:], strict=False)):
+        if b - a > 1:
+            found.append((0.5 * float(seen.gaps[q]), middle(ground.u, a, b)))
+    return sorted(found, reverse=True)

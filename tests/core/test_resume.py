@@ -1,0 +1,165 @@
+"""A capped run and the one that finishes it: together little more than one run, and never the wrong picture."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from paratafusion_core import Options, System, load_trajectory, save_trajectory, solve
+from paratafusion_core.report import fidelity
+from paratafusion_core.resume import fingerprint
+
+Make = Callable[..., Any]
+
+
+@pytest.mark.parametrize("solver", ["quasi-newton", "picard", "parataa"])
+@pytest.mark.parametrize("scheme", ["ddim", "dpmpp_2m", "ddpm", "dpmpp_2m_sde"])
+def test_sketch_and_refinement_cost_one_run_and_one_window(mixture: Make, scheme: str, solver: str) -> None:
+    window = 8
+    for seed in range(3):
+        given = mixture(scheme, seed=seed, dtype=torch.float32)
+        options = Options(solver, window=window)
+        reference = solve(given.system, given.denoise, Options("sequential")).x
+        whole = solve(given.system, given.denoise, options)
+        for rounds in {1, 3, whole.report.rounds // 2, whole.report.rounds - 1}:
+            sketch = solve(given.system, given.denoise, replace(options, max_rounds=rounds))
+            finished = solve(given.system, given.denoise, options, warm=sketch.trajectory)
+            assert sketch.report.nfe + finished.report.nfe <= whole.report.nfe + window
+            assert "continued behind" in finished.report.warm
+            assert finished.report.frozen_per_round[0] == sketch.report.frozen_per_round[-1]
+            assert finished.status == "converged"
+            assert fidelity(finished.x, reference).psnr_db > min(fidelity(whole.x, reference).psnr_db - 10, 60)
+
+
+def test_the_account_adds_up(mixture: Make) -> None:
+    given = mixture()
+    sketch = solve(given.system, given.denoise, Options(max_rounds=4))
+    told: list[int] = []
+    report = solve(
+        given.system, given.denoise, Options(), warm=sketch.trajectory, callback=lambda p: told.append(p.frozen)
+    ).report
+    assert sum(report.rows_per_round) == report.nfe and told == report.frozen_per_round
+    first, residual = report.residuals[0]
+    assert first == 0 and len(residual) == sketch.trajectory.part.final
+    checked = [value for value in residual if not math.isnan(value)]
+    assert len(checked) == report.rows_per_round[0] and max(checked) <= report.tolerance
+    assert "NaN" not in str(report.to_dict()["residuals"])
+
+
+def test_a_sketch_of_a_sketch(mixture: Make) -> None:
+    given = mixture("dpmpp_2m")
+    reference = solve(given.system, given.denoise, Options("sequential")).x
+    warm, before = None, 0
+    for _ in range(30):
+        done = solve(given.system, given.denoise, Options(max_rounds=2), warm=warm)
+        assert done.report.rounds <= 2
+        if done.status == "converged":
+            break
+        assert done.trajectory.part.final > before
+        warm, before = done.trajectory, done.trajectory.part.final
+    assert done.status == "converged"
+    assert fidelity(done.x, reference).psnr_db > 50
+
+
+@pytest.mark.parametrize("solver", ["quasi-newton", "parataa"])
+@pytest.mark.parametrize("from_row", [0, 0.5])
+def test_another_problem_on_the_same_system_is_found_out(mixture: Make, from_row: float, solver: str) -> None:
+    """Another prompt, for all rows or only for late ones."""
+    given, other = mixture(), mixture(seed=3)
+    sketch = solve(given.system, given.denoise, Options(solver, max_rounds=6)).trajectory
+    limit = float(given.system.sigmas[int(sketch.part.final * from_row)])
+
+    def denoise(x: Tensor, sigma: Tensor) -> Tensor:
+        changed = (sigma <= limit).reshape(-1, *[1] * (x.ndim - 1))
+        return torch.where(changed, other.denoise(x, sigma), given.denoise(x, sigma))
+
+    reference = solve(given.system, denoise, Options("sequential")).x
+    done = solve(given.system, denoise, Options(solver), warm=sketch)
+    assert "do not hold here" in done.report.warm
+    assert done.report.frozen_per_round[0] == 1 and done.report.rounds <= given.system.evaluations
+    assert fidelity(done.x, reference).psnr_db > 45
+
+
+def test_a_model_that_fails(mixture: Make) -> None:
+    """At a late row the run goes back to the start, and says where the model fails; at the start it ends at once."""
+    given = mixture()
+    sketch = solve(given.system, given.denoise, Options(max_rounds=6)).trajectory
+    for row in (sketch.part.final - 1, 0):
+        limit = float(given.system.sigmas[row])
+
+        def denoise(x: Tensor, sigma: Tensor, limit: float = limit) -> Tensor:
+            bad = (sigma <= limit).reshape(-1, *[1] * (x.ndim - 1))
+            return torch.where(bad, math.nan, given.denoise(x, sigma))
+
+        with pytest.raises(ValueError, match=f"NaN or infinity at row {row}"):
+            solve(given.system, denoise, Options(), warm=sketch)
+
+
+def test_the_doubt_of_a_sketch_is_not_forgotten(mixture: Make) -> None:
+    given = mixture()
+    sketch = solve(given.system, given.denoise, Options(max_rounds=6)).trajectory
+    assert sketch.part.slope > 0
+    assert solve(given.system, given.denoise, Options(), warm=sketch).report.doubt is None
+    steep = replace(sketch, part=replace(sketch.part, slope=1e6))
+    assert solve(given.system, given.denoise, Options(), warm=steep).report.doubt is not None
+    assert solve(given.system, mixture(seed=3).denoise, Options(), warm=steep).report.doubt is None
+
+
+def refused(given: Any, options: Options, trajectory: Any) -> bool:
+    return "final rows" not in solve(given.system, given.denoise, options, warm=trajectory).report.warm
+
+
+def test_rows_are_taken_over_only_where_they_can_be(mixture: Make) -> None:
+    given = mixture()
+    sketch = solve(given.system, given.denoise, Options(preset="balanced", max_rounds=5)).trajectory
+    assert not refused(given, Options(preset="balanced"), sketch)
+    assert not refused(given, Options(preset="fast"), sketch)
+    assert not refused(given, Options("picard"), sketch)
+    assert refused(given, Options(preset="strict"), sketch)  # they are not that accurate
+    assert refused(given, Options(preset="exact"), sketch)  # nor is half precision
+    assert refused(given, Options("parataa", "fast"), sketch)  # its tolerance means something else
+    assert refused(mixture(seed=1), Options(), sketch)
+    assert refused(given, Options(), replace(sketch, part=None))
+    assert solve(given.system, given.denoise, Options()).trajectory.part is None  # a finished run leaves nothing over
+
+
+def test_rows_of_an_exact_sketch_serve_every_tolerance(mixture: Make) -> None:
+    given = mixture()
+    sketch = solve(given.system, given.denoise, Options(preset="exact", max_rounds=6)).trajectory
+    assert sketch.part.tolerance == 0
+    assert not refused(given, Options(preset="strict"), sketch)
+    assert not refused(given, Options("parataa"), sketch)
+
+
+def test_through_a_file(mixture: Make, tmp_path: Path) -> None:
+    given = mixture("ddpm")
+    sketch = solve(given.system, given.denoise, Options(max_rounds=5)).trajectory
+    save_trajectory(tmp_path / "sketch.safetensors", replace(sketch, latent="Pixels", problem="p"))
+    loaded = load_trajectory(tmp_path / "sketch.safetensors")
+    assert (loaded.part, loaded.latent, loaded.problem) == (sketch.part, "Pixels", "p")
+    assert not refused(given, Options(), loaded)
+
+
+def test_systems_are_told_apart(mixture: Make) -> None:
+    system = mixture("ddpm").system
+    assert fingerprint(system) == fingerprint(mixture("ddpm").system)
+    others = [mixture("ddpm", seed=1).system, mixture("ddim").system]
+    others.append(System(system.S, system.C, system.sigmas * 1.001))
+    noise = system.S.clone()
+    noise[3:] += 1e-3  # another draw of the noise of step 3
+    others.append(System(noise, system.C, system.sigmas))
+    assert len({fingerprint(s) for s in [system, *others]}) == 5
+
+
+def test_a_run_of_one_row(mixture: Make) -> None:
+    system = mixture().system
+    short = System(system.S[:2], system.C[:2, :1], system.sigmas[:1])
+    done = solve(short, mixture().denoise, Options(max_rounds=1))
+    assert done.status == "converged" and done.trajectory.part is None
