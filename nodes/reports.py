@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..paratafusion_core import Report
-from ..paratafusion_core.plots import convergence
+from ..paratafusion_core.plots import convergence, headline, remarks
 from ..paratafusion_core.report import fidelity
 from .types import CATEGORY, ReportType, schema
 
@@ -24,13 +24,7 @@ def _as_image(picture: Image.Image) -> Tensor:
 
 
 def _in_words(report: Report) -> str:
-    lines = [f"{report.sampler}: {report.steps} steps, {report.sequential_nfe} evaluations one by one"]
-    if report.fallback is not None:
-        lines.append(f"ran sequentially: {report.fallback}")
-    else:
-        lines.append(f"{report.rounds} rounds, {report.nfe} rows evaluated ({report.solver}, {report.preset})")
-    lines.append(f"{report.seconds:.2f} s, of which the model {report.model_seconds:.2f} s")
-    return "\n".join(lines)
+    return "\n".join([headline(report), *(f"{name}: {text}" for name, text in remarks(report))])
 
 
 class ConvergenceReport(io.ComfyNode):
@@ -43,6 +37,7 @@ class ConvergenceReport(io.ComfyNode):
             display_name="Convergence Report",
             category=CATEGORY,
             description="How a parallel run converged: a map of rounds and steps, and the numbers as text and JSON.",
+            search_aliases=["convergence", "heat map", "residual", "rounds", "sampler statistics"],
             inputs=[ReportType.Input("report", tooltip="From a parallel sampler.")],
             outputs=[
                 io.Image.Output(display_name="IMAGE", tooltip="Rounds downwards, steps across; green steps are final."),
@@ -54,10 +49,8 @@ class ConvergenceReport(io.ComfyNode):
     def execute(cls, report: Report | None) -> io.NodeOutput:
         if report is None:
             raise ValueError("report is empty; the report of a parallel sampler that has run is allowed")
-        blank = Image.new("RGB", (960, 120), "white")
-        picture = convergence(report) if report.sequential_nfe else blank
         text = _in_words(report) + "\n\n" + json.dumps(report.to_dict(), indent=1)
-        return io.NodeOutput(_as_image(picture), text)
+        return io.NodeOutput(_as_image(convergence(report)), text)
 
 
 def _samples(value: Any, name: str) -> tuple[Tensor, bool]:
@@ -97,6 +90,7 @@ class CompareWithSequential(io.ComfyNode):
             display_name="Compare with Sequential",
             category=CATEGORY,
             description="How near a result is to its reference: PSNR, largest difference, and where they differ.",
+            search_aliases=["psnr", "difference", "image diff", "latent diff", "fidelity"],
             inputs=[
                 io.MultiType.Input("result", types=either, tooltip="A LATENT or an IMAGE of the parallel run."),
                 io.MultiType.Input("reference", types=either, tooltip="The same of the sequential run."),
@@ -121,4 +115,5 @@ class CompareWithSequential(io.ComfyNode):
         psnr = 999.0 if math.isinf(figures.psnr_db) else figures.psnr_db
         peak = "the range of an image" if image else "the reference's range"
         text = f"PSNR {psnr:.1f} dB (of {peak}, {figures.psnr_peak:.3g}), largest difference {figures.max_abs:.3g}"
+        text += " (brightest in the picture)" if figures.max_abs > 0 else ": equal"
         return io.NodeOutput(psnr, figures.max_abs, _difference(a, b, image), text)

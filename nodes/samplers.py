@@ -10,7 +10,7 @@ from comfy_api.latest import io
 
 from ..paratafusion_core import Trajectory
 from .host import sampling
-from .host.graph import is_linked
+from .host.graph import is_linked, problem_of, running_prompt
 from .host.sampler import parallel
 from .host.settings import Outcome, Settings
 from .types import CATEGORY, RARE, OptionsType, ReportType, TrajectoryType, schema
@@ -18,11 +18,13 @@ from .types import CATEGORY, RARE, OptionsType, ReportType, TrajectoryType, sche
 _OPTIONS_TIP = "From Parallel Options. Without it: automatic solver and window, preset balanced."
 _WARM_TIP = (
     "A trajectory of an earlier run, from this sampler, Recall or Load: the run continues from it instead of starting "
-    "over. Another number of steps or another sampler is interpolated; another latent size is refused."
+    "over. Another number of steps or another sampler is interpolated; another latent size starts over all the same."
 )
 _SEED = {"default": 0, "min": 0, "max": 0xFFFFFFFFFFFFFFFF, "control_after_generate": True}
 _HIDDEN = [io.Hidden.prompt, io.Hidden.unique_id]
 _TRAJECTORY_OUTPUT = 1
+#: Inputs that change how a run is solved, not which picture comes out.
+_NOT_THE_PROBLEM = ("options", "trajectory")
 
 
 def _common_inputs() -> list[Any]:
@@ -77,11 +79,22 @@ def _run(
     cls: type[io.ComfyNode], request: sampling.Request, options: Settings | None, trajectory: Trajectory | None
 ) -> io.NodeOutput:
     outcome = Outcome(want_trajectory=is_linked(cls.hidden.prompt, cls.hidden.unique_id, _TRAJECTORY_OUTPUT))
+    problem = problem_of(cls.hidden.prompt, cls.hidden.unique_id, _NOT_THE_PROBLEM)
+    if trajectory is not None and trajectory.problem != problem:  # a sketch of another picture: nothing of it is final
+        trajectory = dataclasses.replace(trajectory, part=None)
     latent = sampling.run(request, options or Settings(), outcome, trajectory)
     kept = outcome.trajectory
     if kept is not None:
-        kept = dataclasses.replace(kept, seed=request.seed)
+        kept = dataclasses.replace(kept, seed=request.seed, problem=problem)
     return io.NodeOutput(latent, kept, outcome.report)
+
+
+def _is_read(node: type[io.ComfyNode]) -> str:
+    """For the host's cache: linking the trajectory output makes the node run again, so that there is one to keep.
+
+    So does unlinking it: a cache knows no "either will do".
+    """
+    return "read" if is_linked(running_prompt(), node.hidden.unique_id, _TRAJECTORY_OUTPUT) else "not read"
 
 
 class KSamplerParallel(io.ComfyNode):
@@ -94,7 +107,7 @@ class KSamplerParallel(io.ComfyNode):
             display_name="KSampler (Parallel)",
             category=CATEGORY,
             description="KSampler with its steps solved together: the same picture in fewer, batched model calls.",
-            search_aliases=["parallel sampler", "paradigms", "parataa", "fast sampler"],
+            search_aliases=["parallel sampler", "paradigms", "parataa", "picard", "fast sampler", "speed up"],
             hidden=_HIDDEN,
             inputs=[
                 io.Model.Input("model", tooltip="The model that denoises the latent."),
@@ -112,6 +125,10 @@ class KSamplerParallel(io.ComfyNode):
             ],
             outputs=_outputs(),
         )
+
+    @classmethod
+    def fingerprint_inputs(cls, **_: Any) -> str:
+        return _is_read(cls)
 
     @classmethod
     def execute(
@@ -134,6 +151,7 @@ class KSamplerAdvancedParallel(io.ComfyNode):
             display_name="KSampler Advanced (Parallel)",
             category=CATEGORY,
             description="KSampler (Advanced) with its steps solved together: the same picture in fewer model calls.",
+            search_aliases=["parallel sampler advanced", "paradigms", "parataa", "start at step", "refiner"],
             hidden=_HIDDEN,
             inputs=[
                 io.Model.Input("model", tooltip="The model that denoises the latent."),
@@ -173,6 +191,10 @@ class KSamplerAdvancedParallel(io.ComfyNode):
         )
 
     @classmethod
+    def fingerprint_inputs(cls, **_: Any) -> str:
+        return _is_read(cls)
+
+    @classmethod
     def execute(
         cls, model, add_noise, noise_seed, steps, cfg, sampler_name, scheduler, positive, negative, latent_image,
         start_at_step, end_at_step, return_with_leftover_noise, options=None, trajectory=None,
@@ -195,6 +217,7 @@ class ParallelSampler(io.ComfyNode):
             display_name="Parallel Sampler",
             category=CATEGORY,
             description="Makes any SAMPLER parallel, ComfyUI's or another pack's, for SamplerCustom and every guider.",
+            search_aliases=["parallel custom sampler", "parataa", "paradigms", "wrap sampler", "KSamplerSelect"],
             inputs=[
                 io.Sampler.Input("sampler", tooltip="The sampler whose picture you want, with its own settings."),
                 *_extra_inputs(),

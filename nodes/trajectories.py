@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from comfy_api.latest import io
 
 from ..paratafusion_core import Trajectory, load_trajectory, save_trajectory
 from .host.graph import problem_of
+from .host.names import check_name, check_path
 from .host.notify import say_on_node
 from .host.store import STORE, Entry
 from .types import CATEGORY, TrajectoryType, schema
@@ -29,14 +31,28 @@ def _client() -> str:
 def _present(trajectory: Trajectory | None) -> Trajectory:
     if trajectory is None:
         raise ValueError(
-            "trajectory is empty: its sampler ran before this output was linked, or ran sequentially; "
-            "change its seed to run it again"
+            "trajectory is empty; the trajectory of a parallel run is allowed, and its sampler ran sequentially: "
+            "its report says why"
         )
     return trajectory
 
 
 def _described(trajectory: Trajectory) -> str:
-    return f"{trajectory.sampler}, {len(trajectory.sigmas)} evaluations, {list(trajectory.shape)}"
+    kind = "" if trajectory.latent is None else f" {trajectory.latent}"
+    size = trajectory.D.numel() * trajectory.D.element_size() / 1e6
+    sketch = "" if trajectory.part is None else f", a sketch with {trajectory.part.final} final"
+    return (
+        f"{trajectory.sampler}, {len(trajectory.sigmas)} evaluations{sketch}, "
+        f"{list(trajectory.shape)}{kind}, {size:.1f} MB"
+    )
+
+
+def _verdict(check: Callable[[str, str], str], label: str, value: str | None) -> bool | str:
+    """What the host is told of an input before the graph runs; a linked one is checked when it arrives."""
+    try:
+        return True if value is None else bool(check(label, value))
+    except ValueError as error:
+        return str(error)
 
 
 class SaveTrajectory(io.ComfyNode):
@@ -49,6 +65,7 @@ class SaveTrajectory(io.ComfyNode):
             display_name="Save Trajectory",
             category=CATEGORY,
             description="Saves a trajectory as a safetensors file in the output folder.",
+            search_aliases=["warm start", "export trajectory", "safetensors"],
             is_output_node=True,
             inputs=[
                 TrajectoryType.Input("trajectory", tooltip="From a parallel sampler."),
@@ -62,13 +79,18 @@ class SaveTrajectory(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, filename_prefix: str | None = None) -> bool | str:
+        return _verdict(check_path, "filename_prefix", filename_prefix)
+
+    @classmethod
     def execute(cls, trajectory: Trajectory | None, filename_prefix: str) -> io.NodeOutput:
+        trajectory = _present(trajectory)
         folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(
-            filename_prefix, folder_paths.get_output_directory()
+            check_path("filename_prefix", filename_prefix), folder_paths.get_output_directory()
         )
         file = f"{name}_{counter:05}_.safetensors"
-        save_trajectory(Path(folder) / file, _present(trajectory))
-        say_on_node(f"saved {file}")
+        save_trajectory(Path(folder) / file, trajectory)
+        say_on_node(f"saved {file}: {_described(trajectory)}")
         return io.NodeOutput(ui={"files": [{"filename": file, "subfolder": subfolder, "type": "output"}]})
 
 
@@ -82,6 +104,7 @@ class LoadTrajectory(io.ComfyNode):
             display_name="Load Trajectory",
             category=CATEGORY,
             description="Loads a trajectory of Save Trajectory, for a warm start.",
+            search_aliases=["warm start", "import trajectory", "safetensors"],
             inputs=[
                 io.Combo.Input(
                     "file",
@@ -89,7 +112,11 @@ class LoadTrajectory(io.ComfyNode):
                     tooltip="A safetensors file of Save Trajectory in the input or the output folder.",
                 )
             ],
-            outputs=[TrajectoryType.Output(display_name="trajectory")],
+            outputs=[
+                TrajectoryType.Output(
+                    display_name="trajectory", tooltip="For the trajectory input of a parallel sampler."
+                )
+            ],
         )
 
     @classmethod
@@ -113,13 +140,13 @@ class LoadTrajectory(io.ComfyNode):
 
 
 def _files() -> list[str]:
-    """Trajectory files of the input folder, then of the output folder."""
+    """Trajectory files of the input folder, then of the output folder; of those with names that Load takes."""
     found: list[str] = []
     for root, mark in ((folder_paths.get_input_directory(), ""), (folder_paths.get_output_directory(), _OUTPUT_MARK)):
         base = Path(root)
         if base.is_dir():
             inside = (p.relative_to(base).as_posix() for p in base.rglob("*.safetensors") if p.is_file())
-            found += sorted(name + mark for name in inside)
+            found += sorted(name + mark for name in inside if _verdict(check_path, "file", name) is True)
     return found
 
 
@@ -127,11 +154,11 @@ def _resolved(file: str) -> Path:
     """The path of a listed file.
 
     Raises:
-        ValueError: it leads out of the host's folders.
+        ValueError: it is no path that every system takes, or leads out of the host's folders, by a link as well.
     """
     own = file.endswith(_OUTPUT_MARK)
     base = Path(folder_paths.get_output_directory() if own else folder_paths.get_input_directory()).resolve()
-    path = (base / file.removesuffix(_OUTPUT_MARK)).resolve()
+    path = (base / check_path("file", file.removesuffix(_OUTPUT_MARK))).resolve()
     if not path.is_relative_to(base) or path.suffix != ".safetensors":
         raise ValueError(f"file is {file!r}; a safetensors file inside the input or output folder is allowed")
     return path
@@ -147,6 +174,7 @@ class KeepTrajectory(io.ComfyNode):
             display_name="Keep Trajectory",
             category=CATEGORY,
             description="Keeps a trajectory in memory under a name, for Recall Trajectory in the next run.",
+            search_aliases=["warm start", "remember", "store trajectory"],
             is_output_node=True,
             hidden=_HIDDEN,
             inputs=[
@@ -157,13 +185,21 @@ class KeepTrajectory(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, name: str | None = None) -> bool | str:
+        return _verdict(check_name, "name", name)
+
+    @classmethod
     def execute(cls, trajectory: Trajectory | None, name: str) -> io.NodeOutput:
+        key = (_client(), check_name("name", name))
         if trajectory is None:
-            say_on_node("nothing to keep: the sampler ran sequentially, or before this node was linked")
+            say_on_node("nothing to keep: the sampler ran sequentially")
             return io.NodeOutput(None)
-        entry = Entry(trajectory, problem_of(cls.hidden.prompt, cls.hidden.unique_id))
-        STORE.keep((_client(), name), entry)
-        say_on_node(f"kept {name!r}: {_described(trajectory)}, {entry.size / 1e6:.1f} MB")
+        gone = STORE.keep(key, Entry(trajectory, problem_of(cls.hidden.prompt, cls.hidden.unique_id)))
+        said = f"kept {name!r}: {_described(trajectory)}"
+        if gone:
+            names = ", ".join(repr(n) if client == key[0] else "another browser's" for client, n in gone)
+            said += f"; dropped {names}, not used for longest ({STORE.bounds} are kept)"
+        say_on_node(said)
         return io.NodeOutput(trajectory)
 
 
@@ -177,18 +213,30 @@ class RecallTrajectory(io.ComfyNode):
             display_name="Recall Trajectory",
             category=CATEGORY,
             description="The trajectory kept under a name by an earlier run; empty at first, which is a cold start.",
+            search_aliases=["warm start", "remember", "last run"],
             inputs=[io.String.Input("name", default="default", tooltip=_NAME_TIP)],
-            outputs=[TrajectoryType.Output(display_name="trajectory")],
+            outputs=[
+                TrajectoryType.Output(
+                    display_name="trajectory", tooltip="For the trajectory input of a parallel sampler; may be empty."
+                )
+            ],
         )
 
     @classmethod
-    def fingerprint_inputs(cls, name: str) -> Any:
+    def validate_inputs(cls, name: str | None = None) -> bool | str:
+        return _verdict(check_name, "name", name)
+
+    @classmethod
+    def fingerprint_inputs(cls, name: str | None = None) -> Any:
         # the problem, never the numbers: re-queueing an unchanged graph comes to rest
+        if name is None:  # linked: any name may arrive
+            return STORE.problems(_client())
         entry = STORE.recall((_client(), name))
         return entry.problem if entry else "empty"
 
     @classmethod
     def execute(cls, name: str) -> io.NodeOutput:
-        entry = STORE.recall((_client(), name))
-        say_on_node(f"recalled {_described(entry.trajectory)}" if entry else f"nothing kept as {name!r} yet")
+        entry = STORE.recall((_client(), check_name("name", name)))
+        said = f"nothing kept as {name!r} yet: a cold start"
+        say_on_node(said if entry is None else f"recalled {name!r}: {_described(entry.trajectory)}")
         return io.NodeOutput(entry.trajectory if entry else None)

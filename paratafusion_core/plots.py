@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -16,9 +17,12 @@ from .report import Report
 _Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
 
 PAPER, INK, FAINT = (250, 250, 248), (40, 40, 44), (214, 214, 210)
+GREY, ALARM = (112, 112, 116), (158, 30, 40)
 #: Residual far above the tolerance .. at it; rows that froze have a colour of their own.
 _HOT = [(94, 24, 72), (186, 50, 79), (232, 118, 64), (246, 190, 92), (250, 236, 176)]
 FROZEN = (46, 125, 120)
+#: Stands in for the tolerance 0 of an exact run.
+_SMALLEST = 1e-6
 
 
 def picture(x: Tensor, scale: int = 8) -> Image.Image:
@@ -45,56 +49,183 @@ def save_png(path: Path, image: Image.Image) -> None:
         image.save(scratch, format="PNG")
 
 
-def convergence(report: Report, previews: Sequence[Tensor] = (), width: int = 960) -> Image.Image:
-    """The full picture after each round, above a map of rounds (down) by steps (across).
+@dataclass(frozen=True)
+class _Line:
+    """A line of the map: each cell is a residual, or FINAL, or OPEN where nothing was evaluated yet."""
 
-    A cell is a row that was evaluated in that round: the redder, the further its state was from its solution; green
-    rows are final. Previews are ``[B, C, H, W]``; the first of the batch is shown.
+    label: str
+    cells: list[float | str]
+    rows: float | None
+
+
+FINAL, OPEN = "final", "open"
+#: Of the map; longer runs are shown by groups of steps and rounds.
+_CELLS, _LINES = 260, 36
+
+
+def convergence(report: Report, previews: Sequence[Tensor] = (), width: int = 960) -> Image.Image:
+    """What a run did: its figures and remarks, the picture after each round, and a map of rounds (down) by steps.
+
+    A cell is a row that was evaluated in that round: the darker, the further its state was from its solution; a line
+    runs through rows that are final. Bars on the right count the rows of each round. Previews are ``[B, C, H, W]``; the
+    first of the batch is shown.
+
+    Args:
+        report: of any run, also of a sequential one.
+        previews: the picture after each round, or nothing.
+        width: of the image, at least 480 pixels.
     """
-    font, small = ImageFont.load_default(15), ImageFont.load_default(12)
-    left, right, gap = 64, 24, 12
-    K, rounds = report.sequential_nfe, report.rounds
-    cell_w = (width - left - right) / K
-    cell_h = max(10, min(22, 360 // max(rounds, 1)))
-    strip = _strip(previews, width - left - right, gap, small)
-    top = 44
-    map_top = top + (strip.height + 3 * gap if strip else 0)
-    height = map_top + rounds * cell_h + 64
-    image = Image.new("RGB", (width, height), PAPER)
+    font, small = ImageFont.load_default(17), ImageFont.load_default(14)
+    left, right = 104, 150
+    pen = ImageDraw.Draw(Image.new("RGB", (1, 1)))
+    title = _wrapped(pen, headline(report), font, width - 48)
+    told = [(n, line) for n, text in remarks(report) for line in _wrapped(pen, text, small, width - left - 24)]
+    strip = _strip(previews, width - left - 24, 12, small)
+    lines = _map(report)
+    cell_h = max(9, min(24, 380 // len(lines)))
+    notes_top = 18 + 24 * len(title)
+    strip_top = notes_top + 20 * len(told) + 14
+    map_top = strip_top + (strip.height + 18 if strip else 0) + 20
+    foot = map_top + cell_h * len(lines) + 6
+    image = Image.new("RGB", (width, foot + (70 if len(lines) > 1 else 34)), PAPER)
     draw = ImageDraw.Draw(image)
-    title = f"{report.sampler}, {K} evaluations one by one, or {rounds} rounds ({report.solver}, {report.preset})"
-    draw.text((left, 12), title, INK, font)
+    for n, line in enumerate(title):
+        draw.text((24, 14 + 24 * n), line, INK, font)
+    for n, (name, line) in enumerate(told):
+        draw.text((left - 10, notes_top + 20 * n), name, GREY, small, anchor="ra")
+        draw.text((left, notes_top + 20 * n), line, ALARM if name in _ALARMING else INK, small)
     if strip:
-        image.paste(strip, (left, top))
-    frozen = 0
-    for n, (first, residual) in enumerate(report.residuals):
-        y = map_top + n * cell_h
-        for i in range(K):
-            if i < frozen:
-                colour: tuple[int, int, int] | None = FROZEN
-            elif first <= i < first + len(residual):
-                colour = _heat(residual[i - first], report.tolerance)
-            else:
-                colour = None
-            box = (left + i * cell_w, y, left + (i + 1) * cell_w - 1, y + cell_h - 2)
-            if colour:
-                draw.rectangle(box, fill=colour)
-            else:
-                draw.rectangle(box, outline=FAINT)
-        draw.text((left - 10, y + cell_h / 2), str(n + 1), INK, small, anchor="rm")
-        frozen = report.frozen_per_round[n]
-    foot = map_top + rounds * cell_h + 8
-    draw.text((left, foot), "noise", INK, small)
-    draw.text((width - right, foot), "picture", INK, small, anchor="ra")
-    draw.text((width / 2, foot), "steps", INK, small, anchor="ma")
-    draw.text((left - 10, map_top - 14), "round", INK, small, anchor="rm")
-    _legend(draw, left, foot + 26, small)
+        image.paste(strip, (left, strip_top))
+    _draw_map(draw, lines, report, (left, map_top, width - right, cell_h), small)
+    draw.text((left, foot), "first step: noise", GREY, small)
+    draw.text((width - right, foot), "last step: picture", GREY, small, anchor="ra")
+    if len(lines) > 1:
+        _legend(draw, left, foot + 34, report.tolerance, small)
     return image
+
+
+def headline(report: Report) -> str:
+    """A run in one line."""
+    K, rounds = report.sequential_nfe, report.rounds
+    done = f"{report.sampler}, {report.steps} step{'s' * (report.steps != 1)}"
+    if K == 0:
+        return f"{report.sampler}: nothing to do"
+    if report.fallback is not None or report.solver == "sequential":
+        return f"{done}: {K} model call{'s' * (K != 1)}, one by one"
+    return f"{done}: {rounds} model call{'s' * (rounds != 1)} instead of {K}"
+
+
+_ALARMING = ("doubt", "one by one", "stopped")
+
+
+def remarks(report: Report) -> list[tuple[str, str]]:
+    """What else there is to say of a run: a word and a sentence each, the most urgent first."""
+    K, found = report.sequential_nfe, list[tuple[str, str]]()
+    if report.fallback is not None:
+        found.append(("one by one", report.fallback))
+    if report.doubt is not None:
+        found.append(("doubt", report.doubt))
+    if report.status == "max_rounds":
+        final = report.frozen_per_round[-1] if report.frozen_per_round else 0
+        text = f"after {report.rounds} rounds, as asked: {final} of {K} rows are final, the picture is a sketch"
+        found.append(("stopped", text))
+    if report.psnr_db is not None and report.max_abs is not None:
+        psnr = "equal" if report.max_abs == 0 else f"{report.psnr_db:.1f} dB, largest difference {report.max_abs:.2g}"
+        found.append(("fidelity", f"{psnr}, measured against the sequential picture"))
+    if report.estimated_db is not None:
+        asked = "" if report.target_db is None else f", {report.target_db:.0f} dB asked for"
+        found.append(("fidelity", f"{report.estimated_db:.1f} dB estimated{asked}"))
+    if report.warm is not None:
+        found.append(("warm start", report.warm))
+    if report.plan is not None:
+        found.append(("plan", report.plan))
+    if K and report.fallback is None and report.solver != "sequential":
+        rows = f"{report.nfe} row{'s' * (report.nfe != 1)} evaluated"
+        how = f"{rows}, {report.nfe / K:.2f} times as many as one by one"
+        found.append(("cost", f"{how}; {report.solver}, {report.preset}, tolerance {report.tolerance:g}"))
+    clock = f"{report.seconds:.2f} s, of which the model {report.model_seconds:.2f} s"
+    for speed, kind in ((report.measured_speedup, "measured"), (report.predicted_speedup, "predicted")):
+        clock += "" if speed is None else f"; {speed:.2f} times as fast as one by one ({kind})"
+    return [*found, ("time", clock)]
+
+
+def _map(report: Report) -> list[_Line]:
+    """Lines for the rounds and one for the end; a single one where rounds have left no residuals."""
+    K, rounds = report.sequential_nfe, report.rounds
+    across, down = max(math.ceil(K / _CELLS), 1), max(math.ceil(rounds / _LINES), 1)
+    lines: list[_Line] = []
+    if len(report.residuals) == len(report.frozen_per_round) == rounds:
+        for n in sorted({*range(down - 1, rounds, down), rounds - 1} - {-1}):
+            recent = report.rows_per_round[max(n + 1 - down, 0) : n + 1]
+            lines.append(_Line(f"{n + 1}", _pooled(_cells(report, n), across), sum(recent) / len(recent)))
+    final = report.frozen_per_round[-1] if lines else K
+    end: list[float | str] = [FINAL if i < final else OPEN for i in range(K)]
+    return [*lines, _Line("end", _pooled(end, across), None)]
+
+
+def _cells(report: Report, n: int) -> list[float | str]:
+    """Of one round, a cell a row."""
+    before, after = report.frozen_per_round[n - 1] if n else 0, report.frozen_per_round[n]
+    cells: list[float | str] = [FINAL if i < before else OPEN for i in range(report.sequential_nfe)]
+    first, residual = report.residuals[n]
+    for i, value in enumerate(residual, first):
+        # a round that looks at some rows again has no number for the others
+        cells[i] = (FINAL if i < after else OPEN) if math.isnan(value) else value
+    return cells
+
+
+def _pooled(cells: list[float | str], across: int) -> list[float | str]:
+    """Groups of ``across`` cells: the worst residual of each, or what all of them are."""
+    pooled: list[float | str] = []
+    for start in range(0, len(cells), across):
+        group = cells[start : start + across]
+        numbers = [c for c in group if not isinstance(c, str)]
+        pooled.append(max(numbers) if numbers else FINAL if set(group) == {FINAL} else OPEN)
+    return pooled
+
+
+def _draw_map(
+    draw: ImageDraw.ImageDraw, lines: list[_Line], report: Report, box: tuple[int, int, int, int], font: _Font
+) -> None:
+    """Cells, round numbers on the left, bars of rows on the right; ``box`` is left, top, right, line height."""
+    left, top, right, height = box
+    most = max([line.rows or 0.0 for line in lines] + [1.0])
+    every = math.ceil(16 / height)  # labels that do not touch
+    if len(lines) > 1:
+        draw.text((left - 10, top - 4), "round", GREY, font, anchor="rb")
+        draw.text((right + 12, top - 4), "rows", GREY, font, anchor="lb")
+    for n, line in enumerate(lines):
+        y, count = top + n * height, max(len(line.cells), 1)
+        for i, cell in enumerate(line.cells):
+            x0, x1 = (left + round(k * (right - left) / count) for k in (i, i + 1))
+            _draw_cell(draw, (x0, y, max(x1 - (2 if x1 - x0 > 5 else 1), x0), y + height - 2), cell, report.tolerance)
+        if line.label == "end" or (n % every == 0 and n + every < len(lines)):
+            draw.text((left - 10, y + height / 2 - 1), line.label, INK, font, anchor="rm")
+        if line.rows is not None:
+            end = right + 12 + 80 * line.rows / most
+            draw.rectangle((right + 12, y + height / 4, end, y + 3 * height / 4 - 1), fill=GREY)
+            if n % every == 0 and n + every < len(lines):
+                draw.text((end + 6, y + height / 2 - 1), f"{line.rows:.0f}", INK, font, anchor="lm")
+
+
+def _draw_cell(
+    draw: ImageDraw.ImageDraw, box: tuple[float, float, float, float], cell: float | str, tolerance: float
+) -> None:
+    x0, y0, x1, y1 = box
+    if cell == OPEN:
+        if x1 - x0 > 5:
+            draw.rectangle(box, outline=FAINT)
+        else:  # outlines that close together would be a grey plane
+            draw.line((x0, y1, x1 + 1, y1), fill=FAINT)
+        return
+    draw.rectangle(box, fill=FROZEN if isinstance(cell, str) else _heat(cell, tolerance))
+    if cell == FINAL:  # told apart without its colour
+        draw.line((x0, (y0 + y1) // 2, x1, (y0 + y1) // 2), fill=PAPER, width=2)
 
 
 def _heat(residual: float, tolerance: float) -> tuple[int, int, int]:
     """Colour by decades above the tolerance: pale at it, dark red three decades above."""
-    floor = max(tolerance, 1e-6)
+    floor = max(tolerance, _SMALLEST)
     decades = 3.0 if not math.isfinite(residual) else math.log10(max(residual, floor) / floor)
     place = (1 - min(decades / 3, 1)) * (len(_HOT) - 1)
     low = min(int(place), len(_HOT) - 2)
@@ -108,8 +239,8 @@ def _strip(previews: Sequence[Tensor], width: int, gap: int, font: _Font) -> Ima
         return None
     count = min(len(previews), 10)
     chosen = sorted({round(i * (len(previews) - 1) / max(count - 1, 1)) for i in range(count)})
-    side = (width - gap * (count - 1)) // count
-    image = Image.new("RGB", (width, side + 22), PAPER)
+    side = min((width - gap * (count - 1)) // count, 160)
+    image = Image.new("RGB", (width, side + 24), PAPER)
     draw = ImageDraw.Draw(image)
     for place, index in enumerate(chosen):
         tile = picture(previews[index][:1], 1).resize((side, side), Image.Resampling.NEAREST)
@@ -119,14 +250,32 @@ def _strip(previews: Sequence[Tensor], width: int, gap: int, font: _Font) -> Ima
     return image
 
 
-def _legend(draw: ImageDraw.ImageDraw, x: float, y: float, font: _Font) -> None:
-    for colour, text in (
-        (_HOT[0], "1000 x tolerance or more"),
-        (_HOT[2], "30 x"),
-        (_HOT[4], "at tolerance"),
-        (FROZEN, "final"),
-        (None, "not evaluated yet"),
+def _wrapped(pen: ImageDraw.ImageDraw, text: str, font: _Font, width: float) -> list[str]:
+    """Lines of at most ``width`` pixels, of at most three; words longer than a line are cut."""
+    lines, line = list[str](), ""
+    for word in text.split():
+        longer = f"{line} {word}".strip()
+        if line and pen.textlength(longer, font) > width:
+            lines.append(line)
+            line = word
+        else:
+            line = longer
+        while pen.textlength(line, font) > width:
+            line = line[:-4] + ".."
+    lines.append(line)
+    return lines if len(lines) <= 3 else [*lines[:2], lines[2] + " .."]
+
+
+def _legend(draw: ImageDraw.ImageDraw, x: float, y: float, tolerance: float, font: _Font) -> None:
+    floor = max(tolerance, _SMALLEST)
+    unit = "tolerance" if tolerance > 0 else f"{_SMALLEST:g}"
+    for cell, text in (
+        (1000 * floor, f"1000 x {unit} or more"),
+        (31.6 * floor, "30 x"),
+        (floor, f"at {unit}"),
+        (FINAL, "final"),
+        (OPEN, "not evaluated"),
     ):
-        draw.rectangle((x, y, x + 14, y + 14), fill=colour, outline=FAINT)
-        draw.text((x + 20, y + 1), text, INK, font)
-        x += 46 + draw.textlength(text, font)
+        _draw_cell(draw, (x, y, x + 26, y + 16), cell, tolerance)
+        draw.text((x + 34, y), text, INK, font)
+        x += 58 + draw.textlength(text, font)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from ...paratafusion_core import Trajectory
 
+#: The client that queued the graph, and the name.
 Key = tuple[str, str]
 
 
@@ -25,26 +26,33 @@ class Entry:
 
 
 class Store:
-    """At most ``entries`` trajectories and ``bytes`` of them; the least recently used go first."""
+    """At most ``entries`` trajectories and ``max_bytes`` of them; the least recently used go first."""
 
     def __init__(self, entries: int = 16, max_bytes: int = 1 << 30) -> None:
         self._entries, self._max_bytes = entries, max_bytes
         self._kept: OrderedDict[Key, Entry] = OrderedDict()
         self._lock = threading.Lock()
 
-    def keep(self, key: Key, entry: Entry) -> None:
-        """Keep ``entry`` under ``key`` instead of what was there.
+    @property
+    def bounds(self) -> str:
+        """What fits, in words."""
+        return f"at most {self._entries} trajectories and {self._max_bytes / 1e6:.0f} MB"
+
+    def keep(self, key: Key, entry: Entry) -> list[Key]:
+        """Keep ``entry`` under ``key`` instead of what was there; returns what had to go, the oldest first.
 
         Raises:
             ValueError: it alone is larger than the store.
         """
         if entry.size > self._max_bytes:
             raise ValueError(f"trajectory has {entry.size} bytes; at most {self._max_bytes} can be kept between runs")
+        gone: list[Key] = []
         with self._lock:
             self._kept.pop(key, None)
             self._kept[key] = entry
             while len(self._kept) > self._entries or sum(e.size for e in self._kept.values()) > self._max_bytes:
-                self._kept.popitem(last=False)
+                gone.append(self._kept.popitem(last=False)[0])
+        return gone
 
     def recall(self, key: Key) -> Entry | None:
         """What is kept under ``key``, or None."""
@@ -52,6 +60,11 @@ class Store:
             if key in self._kept:
                 self._kept.move_to_end(key)
             return self._kept.get(key)
+
+    def problems(self, client: str) -> list[tuple[str, str]]:
+        """Name and problem of all that is kept for ``client``, in the order of the names."""
+        with self._lock:
+            return sorted((name, entry.problem) for (owner, name), entry in self._kept.items() if owner == client)
 
 
 STORE = Store()

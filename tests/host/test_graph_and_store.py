@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from paratafusion_pack.nodes.host.graph import is_linked, problem_of
+from paratafusion_pack.nodes.host.graph import UNKNOWN, is_linked, problem_of
 from paratafusion_pack.nodes.host.settings import PRESETS, SOLVERS, Settings
 from paratafusion_pack.nodes.host.store import Entry, Store
 from paratafusion_pack.nodes.options import ParallelOptions
@@ -25,7 +25,7 @@ def changed(node: str, **inputs: object) -> dict:
 
 def test_links():
     assert is_linked(GRAPH, "2", 1) and not is_linked(GRAPH, "2", 0)
-    assert is_linked(None, "2", 0)  # unknown graphs get everything
+    assert is_linked(None, "2", 0) and is_linked(GRAPH, "7", 0)  # unknown graphs and nodes get everything
 
 
 def test_a_problem_is_what_lies_upstream():
@@ -34,6 +34,11 @@ def test_a_problem_is_what_lies_upstream():
     assert problem_of(changed("4", text="y"), "3") == same
     assert problem_of(changed("1", name="b"), "3") != same
     assert problem_of(changed("2", seed=4), "3") != same
+    assert problem_of(changed("3", options="y"), "3", without=("options",)) == same
+    assert problem_of(changed("3", options="y"), "3") != same
+    other = {**GRAPH, "9": GRAPH["3"]}
+    assert problem_of(other, "9") == same  # another node with the same inputs
+    assert problem_of(GRAPH, "8") == problem_of(None, "3") == UNKNOWN
     loop = changed("1", name=["3", 0])
     assert problem_of(loop, "3") != same  # and it ends
 
@@ -44,14 +49,14 @@ def entry(size: int) -> Entry:
 
 def test_the_store_is_bounded_by_count_and_bytes():
     store = Store(entries=2, max_bytes=100)
-    for name in "abc":
-        store.keep(("me", name), entry(4))
+    dropped = [store.keep(("me", name), entry(4)) for name in "abc"]
+    assert dropped == [[], [], [("me", "a")]]
     assert store.recall(("me", "a")) is None and store.recall(("me", "b")) is not None
     store.keep(("me", "d"), entry(4))  # c was used less recently than b
     assert store.recall(("me", "c")) is None and store.recall(("me", "b")) is not None
     store.keep(("me", "big"), entry(46))
     assert store.recall(("me", "d")) is None and store.recall(("me", "b")) is not None  # 100 bytes of 100
-    store.keep(("me", "big"), entry(47))
+    assert store.keep(("me", "big"), entry(47)) == [("me", "b")]
     assert store.recall(("me", "b")) is None and store.recall(("me", "big")) is not None
     assert store.recall(("you", "big")) is None
     with pytest.raises(ValueError, match="at most 100"):
@@ -75,7 +80,15 @@ def test_every_choice_is_one_the_engine_takes(solver, preset):
     assert (options.tolerance == 0.5) == (preset == "custom")
 
 
-@pytest.mark.parametrize("file", ["../x.safetensors", "/etc/passwd", "a.txt", "../../output/x.safetensors [output]"])
-def test_only_files_of_the_hosts_folders(file):
-    with pytest.raises(ValueError, match="inside the input or output folder"):
+@pytest.mark.parametrize(
+    ("file", "fault"),
+    [
+        ("../x.safetensors", "steps out of its folder"),
+        ("/etc/passwd", "absolute"),
+        ("a.txt", "inside the input or output folder"),
+        ("../../output/x.safetensors [output]", "steps out of its folder"),
+    ],
+)
+def test_only_files_of_the_hosts_folders(file, fault):
+    with pytest.raises(ValueError, match=fault):
         _resolved(file)

@@ -43,6 +43,12 @@ def _sampler(g: Graph, model: Link, yes: Link, no: Link, latent: Link, **given: 
     return g.add("ParaTAF_KSampler", **links, **{**inputs, **given})
 
 
+def _options(g: Graph, **given: Any) -> str:
+    plain = {"solver": "auto", "preset": "balanced", "tolerance": 0.003, "target_db": 0.0, "window": 8, "rows": 0,
+             "history": 0, "order": 0, "max_rounds": 0}  # fmt: skip
+    return g.add("ParaTAF_Options", **{**plain, **given})
+
+
 def _demo(g: Graph, text: str) -> tuple[str, str, str]:
     model = g.add("ParaTAF_DemoModel", batch_size=1)
     return model, g.add("ParaTAF_DemoPrompt", text=text), g.add("ParaTAF_DemoPrompt", text="")
@@ -60,8 +66,7 @@ def quickstart() -> Graph:
     )
     model, yes, no = _demo(g, "large red circle, dark background")
     given = {"steps": 20, "cfg": 4.0, "sampler_name": "euler", "scheduler": "normal"}
-    options = g.add("ParaTAF_Options", solver="auto", preset="strict", tolerance=0.003, target_db=0.0, window=8, rows=0,
-                    history=0, order=0, max_rounds=0)  # fmt: skip
+    options = _options(g, preset="strict")
     ours = _sampler(g, out(model), out(yes), out(no), out(model, 2), options=out(options), **given)
     theirs = g.add("KSampler", model=out(model), positive=out(yes), negative=out(no), latent_image=out(model, 2),
                    seed=5, denoise=1.0, **given)  # fmt: skip
@@ -83,6 +88,51 @@ def warm_start() -> Graph:
     sampler = _sampler(g, out(model), out(yes), out(no), out(model, 2), trajectory=out(recall), cfg=4.0)
     g.add("ParaTAF_KeepTrajectory", trajectory=out(sampler, 1), name="mine")
     _show(g, out(sampler), out(model, 1), "warm-start")
+    return g
+
+
+def _told(g: Graph, sampler: str) -> None:
+    report = g.add("ParaTAF_Report", report=out(sampler, 2))
+    g.add("PreviewImage", images=out(report))
+
+
+def artists_loop() -> Graph:
+    g = Graph(
+        "## The artist's loop\nThe first sampler draws prompt A. The second one changes the CFG from 4 to 4.6 and "
+        "continues from the first one's **trajectory** instead of starting over: its report says in how many rounds. "
+        "The comparison on the right holds it against ComfyUI's own KSampler with the same settings.\n\nTry other "
+        "tweaks in the second sampler: steps, sampler or a nudge of the CFG gain most, another prompt often nothing."
+    )
+    model, yes, no = _demo(g, "large magenta diamond, dark background")
+    given = {"steps": 30, "sampler_name": "euler", "scheduler": "normal"}
+    links = [out(model), out(yes), out(no), out(model, 2)]
+    options = _options(g)
+    first = _sampler(g, *links, options=out(options), cfg=4.0, **given)
+    tweaked = _sampler(g, *links, options=out(options), trajectory=out(first, 1), cfg=4.6, **given)
+    plain = g.add("KSampler", model=links[0], positive=links[1], negative=links[2], latent_image=links[3], seed=5,
+                  cfg=4.6, denoise=1.0, **given)  # fmt: skip
+    for sampler, name in ((first, "loop-a"), (tweaked, "loop-tweaked")):
+        _show(g, out(sampler), out(model, 1), name)
+        _told(g, sampler)
+    compare = g.add("ParaTAF_Compare", result=out(tweaked), reference=out(plain))
+    g.add("PreviewAny", source=out(compare, 3))
+    return g
+
+
+def preview_and_refine() -> Graph:
+    g = Graph(
+        "## Preview and refine\nThe first sampler stops after 3 rounds: a sketch. If you like it, the second one "
+        "finishes it from the sketch's **trajectory**. It does not evaluate again what is final already, so that both "
+        "together cost about one run. Mute the second sampler (Ctrl+M) while you look for a seed."
+    )
+    model, yes, no = _demo(g, "small white ring, top left, grey background")
+    given = {"steps": 24, "cfg": 4.0, "sampler_name": "dpmpp_2m", "scheduler": "karras"}
+    links = [out(model), out(yes), out(no), out(model, 2)]
+    sketch = _sampler(g, *links, options=out(_options(g, max_rounds=3)), **given)
+    finished = _sampler(g, *links, options=out(_options(g)), trajectory=out(sketch, 1), **given)
+    for sampler, name in ((sketch, "sketch"), (finished, "finished")):
+        _show(g, out(sampler), out(model, 1), name)
+        _told(g, sampler)
     return g
 
 
@@ -225,6 +275,8 @@ def controlnet() -> Graph:
 EXAMPLES = {
     "quickstart": quickstart,
     "warm-start": warm_start,
+    "artists-loop": artists_loop,
+    "preview-and-refine": preview_and_refine,
     "sampler-custom-advanced": custom_advanced,
     "inpainting": inpainting,
     "sd15": sd15,
