@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import logging
 import time
 from collections.abc import Callable
@@ -17,7 +18,8 @@ from ...paratafusion_core import Options, Progress, Report, System, Trajectory, 
 from .batched import BatchedModel
 from .capture import Captured, CaptureError, capture
 from .guards import known_reason, needs_probe, rows_touch
-from .notify import say_on_node
+from .live import Live
+from .notify import current_place, say_on_node
 from .settings import Outcome, Settings
 from .uncond import FoldedModel, distinct, fold_uncond
 
@@ -97,6 +99,30 @@ def _account(report: Report, started: float, probing: float) -> None:
     report.engine_seconds = max(report.seconds - report.model_seconds, 0.0)
 
 
+def _close(live: Live, outcome: Outcome) -> None:
+    """Tell the artist how the run ended: on the live widget, or in a line of text where no node has one."""
+    live.end(outcome.report)
+    if outcome.report is not None and not live.shown:
+        say_on_node(outcome.summary())
+
+
+def _latent_format(model: Any) -> str | None:
+    """What the latent's channels mean to this model, by the host's name for it; None where the model does not tell."""
+    latent_format = getattr(model.inner_model.inner_model, "latent_format", None)
+    return None if latent_format is None else type(latent_format).__name__.lstrip("_")
+
+
+def _cold_reason(warm: Trajectory | None, x: Tensor, latent: str | None) -> str | None:
+    """Why a run from ``x`` cannot start from ``warm``, None if it can or there is nothing to start from."""
+    if warm is None:
+        return None
+    if warm.shape != tuple(x.shape):
+        return f"cold: the trajectory is of latent shape {list(warm.shape)}, this run's is {list(x.shape)}"
+    if None not in (warm.latent, latent) and warm.latent != latent:
+        return f"cold: the trajectory is of latent format {warm.latent}, this run's is {latent}"
+    return None
+
+
 class _Unwrapped(comfy.samplers.Sampler):
     """A SAMPLER with a ``sample`` method of its own cannot be read off: it runs as it is."""
 
@@ -109,10 +135,16 @@ class _Unwrapped(comfy.samplers.Sampler):
         return getattr(self._inner, name)
 
     def sample(self, model_wrap: Any, sigmas: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        started, name = time.perf_counter(), type(self._inner).__name__
-        result = self._inner.sample(model_wrap, sigmas, *args, **kwargs)
+        started, name, steps = time.perf_counter(), type(self._inner).__name__, max(len(sigmas) - 1, 0)
         reason = "it brings its own way of sampling instead of a sampler function"
-        _fallback(self._outcome, name, max(len(sigmas) - 1, 0), Settings(), reason, started)
+        live = Live(current_place(), steps)
+        live.sequential(reason, None)
+        self._outcome.report = None
+        try:
+            result = self._inner.sample(model_wrap, sigmas, *args, **kwargs)
+            _fallback(self._outcome, name, steps, Settings(), reason, started)
+        finally:
+            _close(live, self._outcome)
         return result
 
 
@@ -140,29 +172,25 @@ class _Run:
         callback: Any = None,
         disable: Any = None,
     ) -> Tensor:
-        """Sample from ``x`` along ``sigmas``; see :func:`parallel`.
-
-        Raises:
-            ValueError: the warm start has another shape.
-        """
-        self._check_warm(x)
+        """Sample from ``x`` along ``sigmas``; see :func:`parallel`."""
+        live = Live(current_place(), max(len(sigmas) - 1, 0))
         try:
-            return self._sample(model, x, sigmas, extra_args, callback, disable)
+            return self._sample(model, x, sigmas, extra_args, callback, disable, live)
         finally:
-            if self._outcome.report is not None:
-                say_on_node(self._outcome.summary())
+            _close(live, self._outcome)
 
     def _sample(
-        self, model: Any, x: Tensor, sigmas: Tensor, extra_args: dict[str, Any], callback: Any, disable: Any
+        self, model: Any, x: Tensor, sigmas: Tensor, extra_args: dict[str, Any], callback: Any, disable: Any, live: Live
     ) -> Tensor:
         self._outcome.report = self._outcome.trajectory = None
         started, steps, name = time.perf_counter(), max(len(sigmas) - 1, 0), name_of(self.function)
         reason = None
         if not self._settings.sequential:
             try:
-                return self._solve(model, x, sigmas, extra_args, callback)
+                return self._solve(model, x, sigmas, extra_args, callback, live)
             except Unfit as unfit:
                 reason = str(unfit)
+        callback = live.sequential(reason, callback)
         result = self.function(
             model, x, sigmas, extra_args=extra_args, callback=callback, disable=disable, **self.extra
         )
@@ -172,12 +200,9 @@ class _Run:
             _fallback(self._outcome, name, steps, self._settings, reason, started)
         return result
 
-    def _check_warm(self, x: Tensor) -> None:
-        if self.warm is not None and self.warm.shape != tuple(x.shape):
-            shape = list(self.warm.shape)
-            raise ValueError(f"trajectory has latent shape {shape}; {list(x.shape)}, this run's, is allowed")
-
-    def _solve(self, model: Any, x: Tensor, sigmas: Tensor, extra_args: dict[str, Any], callback: Any) -> Tensor:
+    def _solve(
+        self, model: Any, x: Tensor, sigmas: Tensor, extra_args: dict[str, Any], callback: Any, live: Live
+    ) -> Tensor:
         started = time.perf_counter()
         if len(sigmas) < 2:
             raise Unfit("there are no steps to run")
@@ -197,13 +222,15 @@ class _Run:
         if several and needs_probe(model, extra_args["model_options"]):
             _probe(batched, x, captured.sigmas)
         probing = time.perf_counter() - probing
+        latent = _latent_format(model)
+        cold = _cold_reason(self.warm, x, latent)
         try:
             solution = solve(
                 system,
                 denoise,
                 options,
-                warm=self.warm,
-                callback=self._telling(callback, batched, system, captured, sigmas),
+                warm=self.warm if cold is None else None,
+                callback=self._telling(callback, live, options.tolerance, batched, captured, sigmas),
                 keep_trajectory=self._outcome.want_trajectory,
             )
         except ValueError as error:
@@ -211,7 +238,10 @@ class _Run:
                 raise Unfit("the model returned NaN or infinity") from error
             raise
         _account(solution.report, started, probing)
-        self._outcome.report, self._outcome.trajectory = solution.report, solution.trajectory
+        kept = solution.trajectory
+        self._outcome.report = solution.report
+        self._outcome.trajectory = None if kept is None else dataclasses.replace(kept, latent=latent)
+        solution.report.warm = cold or solution.report.warm
         sigmas.copy_(captured.schedule)
         return solution.x
 
@@ -239,16 +269,21 @@ class _Run:
         return self._settings.options(flow, float(rms))
 
     @staticmethod
-    def _telling(callback: Any, batched: BatchedModel, system: System, captured: Captured, sigmas: Tensor) -> Any:
-        """One call of the host's callback a round: the progress bar, and the whole picture as it is known so far."""
-        steps, K = len(sigmas) - 1, system.evaluations
+    def _telling(
+        callback: Any, live: Live, tolerance: float, batched: BatchedModel, captured: Captured, sigmas: Tensor
+    ) -> Callable[[Progress], None]:
+        """Each round for the live widget, and for the host's callback, which draws the progress bar and the picture."""
+        steps = len(sigmas) - 1
         clean = float(captured.schedule[-1]) < 1e-2
 
         def tell(progress: Progress) -> None:
-            step = min(steps - 1, max(progress.frozen * steps // K - 1, 0))
+            live.round(progress, tolerance)
+            if callback is None:
+                return
+            step = min(steps - 1, max(progress.frozen * steps // progress.rows - 1, 0))
             # where noise is left over, the last row's denoised picture is what an artist can look at
             picture = progress.picture if clean or batched.output is None else batched.output[-1]
             level = sigmas[step]
             callback({"x": progress.picture, "denoised": picture, "i": step, "sigma": level, "sigma_hat": level})
 
-        return tell if callback is not None else None
+        return tell

@@ -11,27 +11,43 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Browser, Page, sync_playwright
 
 _READY = "() => window.app?.graph && 'ParaTAF_KSampler' in (window.LiteGraph?.registered_node_types ?? {})"
 
 
 @contextmanager
-def frontend(port: int) -> Iterator[Page]:
-    """A page with the frontend of the server on ``port``, ready for use."""
+def chromium_driven() -> Iterator[Browser]:
+    """A headless Chromium; one at a time in a process."""
     chromium = os.environ.get("CHROMIUM") or shutil.which("chromium")
     if chromium is None:
         raise RuntimeError("there is no chromium: install Debian's package, or name one in CHROMIUM")
     with sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
         try:
-            page = browser.new_page(viewport={"width": 1600, "height": 900})
-            page.goto(f"http://127.0.0.1:{port}/")
-            page.wait_for_function(_READY, timeout=90_000)
-            page.keyboard.press("Escape")  # the template browser of a first run
-            yield page
+            yield browser
         finally:
             browser.close()
+
+
+@contextmanager
+def tab(browser: Browser, port: int) -> Iterator[Page]:
+    """A page of its own with the frontend of the server on ``port``, ready for use."""
+    page = browser.new_page(viewport={"width": 1600, "height": 900})
+    try:
+        page.goto(f"http://127.0.0.1:{port}/")
+        page.wait_for_function(_READY, timeout=90_000)
+        page.keyboard.press("Escape")  # the template browser of a first run
+        yield page
+    finally:
+        page.close()
+
+
+@contextmanager
+def frontend(port: int) -> Iterator[Page]:
+    """A page with the frontend of the server on ``port`` in a browser of its own."""
+    with chromium_driven() as browser, tab(browser, port) as page:
+        yield page
 
 
 def open_workflow(page: Page, workflow: dict[str, Any]) -> None:

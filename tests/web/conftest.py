@@ -41,8 +41,16 @@ def server(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def page(server):
-    from browser import frontend
+def browser():
+    from browser import chromium_driven
 
-    with frontend(server.port) as opened:
+    with chromium_driven() as driven:
+        yield driven
+
+
+@pytest.fixture(scope="session")
+def page(server, browser):
+    from browser import tab
+
+    with tab(browser, server.port) as opened:
         yield opened

@@ -1,0 +1,150 @@
+"""Previews: in every round the host's own previewer is given a whole picture, of the form its own samplers give it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import comfy.cli_args
+import comfy.samplers
+import comfy.utils
+import folder_paths
+import latent_preview
+import numpy as np
+import pytest
+import tiny
+import torch
+from comfy.taesd.taesd import Decoder
+from paratafusion_pack.nodes.host.sampler import parallel
+from paratafusion_pack.nodes.host.settings import Outcome, Settings
+from PIL import Image
+from safetensors.torch import save_file
+from tiny import conditioning, sample, sigmas_of
+
+STEPS = 10
+
+
+@pytest.fixture(autouse=True)
+def latent2rgb() -> Iterator[None]:
+    """The host's preview setting, as ``--preview-method latent2rgb`` sets it."""
+    before, comfy.cli_args.args.preview_method = (
+        comfy.cli_args.args.preview_method,
+        comfy.cli_args.LatentPreviewMethod.Latent2RGB,
+    )
+    yield
+    comfy.cli_args.args.preview_method = before
+    comfy.utils.set_progress_bar_global_hook(None)
+
+
+@pytest.fixture(scope="module")
+def models() -> dict[str, Any]:
+    flow = tiny.load("sd3")
+    return {
+        "flow": flow,
+        "eps": tiny.as_prediction(flow, "eps"),
+        "ztsnr": tiny.as_prediction(flow, "v_prediction", zsnr=True),
+        "wan": tiny.load("wan"),
+    }
+
+
+def previews(model: Any, sampler: Any, sigmas: torch.Tensor, latent: torch.Tensor, mask: Any = None) -> tuple:
+    """The pictures that the host's progress bar is given, and what its sampling hands to its callback."""
+    shown: list[np.ndarray] = []
+    given: list[tuple] = []
+
+    def hook(value: int, total: int, preview: Any, **_: Any) -> None:
+        if preview is not None:
+            kind, picture, limit = preview
+            assert kind == "JPEG" and isinstance(picture, Image.Image) and limit > 0
+            shown.append(np.asarray(picture, dtype=np.int16))
+
+    comfy.utils.set_progress_bar_global_hook(hook)
+    draw = latent_preview.prepare_callback(model, len(sigmas) - 1)
+
+    def callback(step: int, x0: torch.Tensor, x: torch.Tensor, total: int) -> None:
+        given.append((x0.shape, x0.dtype, x0.device, x.shape, x.dtype, x.device, total))
+        draw(step, x0, x, total)
+
+    sample(model, sampler, sigmas.clone(), positive=conditioning(1), negative=conditioning(2), latent_image=latent,
+           mask=mask, callback=callback)  # fmt: skip
+    return shown, given
+
+
+def both(model: Any, name: str, sigmas: torch.Tensor, latent: torch.Tensor, mask: Any = None) -> tuple:
+    theirs = previews(model, comfy.samplers.sampler_object(name), sigmas, latent, mask)
+    outcome = Outcome()
+    inner = comfy.samplers.sampler_object(name)
+    ours = previews(model, parallel(inner, Settings(preset="strict", window=4), outcome), sigmas, latent, mask)
+    assert outcome.report is not None and outcome.report.fallback is None
+    assert len(ours[0]) == outcome.report.rounds <= STEPS
+    return ours, theirs
+
+
+def gap(a: np.ndarray, b: np.ndarray) -> float:
+    return float(np.abs(a - b).mean())
+
+
+@pytest.mark.parametrize("name", ["euler", "dpmpp_2m", "euler_ancestral", "euler_cfg_pp"])
+@pytest.mark.parametrize(
+    ("kind", "shape"),
+    [
+        ("flow", (1, 16, 8, 12)),
+        ("flow", (3, 16, 8, 8)),
+        ("eps", (2, 16, 8, 8)),
+        ("ztsnr", (1, 16, 8, 8)),
+        ("wan", (1, 16, 3, 8, 12)),
+        ("wan", (2, 16, 2, 8, 8)),
+    ],
+    ids=str,
+)
+def test_the_previewer_gets_what_the_hosts_own_samplers_give_it(models, kind, shape, name):
+    latent = torch.zeros(shape)
+    ours, theirs = both(models[kind], name, sigmas_of(models[kind], name, STEPS), latent)
+    assert set(ours[1]) == set(theirs[1])  # shapes, dtypes, devices and the number of steps
+    assert {p.shape for p in ours[0]} == {p.shape for p in theirs[0]} == {(*shape[-2:], 3)}
+    assert np.abs(ours[0][-1] - theirs[0][-1]).max() <= 2
+
+
+@pytest.mark.parametrize("kind", ["flow", "eps", "wan"])
+def test_the_whole_picture_sharpens_from_round_to_round(models, kind):
+    shape = (1, 16, 2, 8, 8) if kind == "wan" else (1, 16, 8, 8)
+    ours, _ = both(models[kind], "euler", sigmas_of(models[kind], "euler", STEPS), torch.zeros(shape))
+    far = [gap(picture, ours[0][-1]) for picture in ours[0]]
+    assert far[0] > far[len(far) // 2] > far[-1] == 0
+
+
+@pytest.mark.parametrize("kind", ["flow", "eps"])
+def test_where_noise_is_left_over_the_preview_is_the_clean_picture(models, kind):
+    sigmas = sigmas_of(models[kind], "euler", STEPS * 2)[: STEPS + 1]
+    ours, theirs = both(models[kind], "euler", sigmas, torch.zeros(1, 16, 8, 8))
+    assert np.abs(ours[0][-1] - theirs[0][-1]).max() <= 2
+
+
+def test_inpainting_shows_the_kept_part_as_it_is(models):
+    model = models["flow"]
+    latent = torch.randn((2, 16, 8, 8), generator=torch.Generator().manual_seed(5))
+    mask = torch.zeros(1, 64, 64)
+    mask[..., 32:] = 1
+    ours, theirs = both(model, "euler", sigmas_of(model, "euler", STEPS), latent, mask)
+    assert np.abs(ours[0][-1] - theirs[0][-1]).max() <= 2
+    kept = [picture[:, :4] for picture in ours[0]]
+    assert all(np.abs(part - kept[-1]).max() <= 2 for part in kept)
+
+
+def test_a_small_decoder_is_used_where_there_is_one(models, tmp_path, monkeypatch):
+    weights = tiny.randomise(Decoder(latent_channels=16), 3)
+    save_file(weights, str(tmp_path / "taesd3_decoder.safetensors"))
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "vae_approx", ([str(tmp_path)], {".safetensors"}))
+    comfy.cli_args.args.preview_method = comfy.cli_args.LatentPreviewMethod.TAESD
+    ours, theirs = both(models["flow"], "euler", sigmas_of(models["flow"], "euler", STEPS), torch.zeros(2, 16, 4, 6))
+    assert {p.shape for p in ours[0]} == {p.shape for p in theirs[0]} == {(32, 48, 3)}
+    assert gap(ours[0][-1], theirs[0][-1]) < 0.05 * gap(ours[0][-1], np.roll(ours[0][-1], 1))
+
+
+def test_a_preview_setting_of_none_decodes_nothing(models):
+    comfy.cli_args.args.preview_method = comfy.cli_args.LatentPreviewMethod.NoPreviews
+    inner = comfy.samplers.sampler_object("euler")
+    latent = torch.zeros(1, 16, 8, 8)
+    sigmas = sigmas_of(models["flow"], "euler", STEPS)
+    shown, given = previews(models["flow"], parallel(inner, Settings(window=4), Outcome()), sigmas, latent)
+    assert shown == [] and given

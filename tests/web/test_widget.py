@@ -1,0 +1,367 @@
+"""The live widget in the host's own frontend, in the classic canvas and in Vue nodes, on real runs."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from browser import as_prompt, open_workflow
+from watching import (
+    EVENT,
+    WIDGET,
+    centre,
+    contrasts,
+    drawn,
+    filled,
+    listeners,
+    living,
+    look,
+    opened,
+    record,
+    screenshots,
+    set_widgets,
+    state,
+    until,
+    words,
+)
+
+FOLDER = Path(__file__).resolve().parents[2] / "example_workflows"
+SAMPLER = "ParaTAF_KSampler"
+MARKUP = "<img src=x onerror=\"window.__pwned = 'yes'\"><script>window.__pwned = 1</script>"
+
+
+def example(name: str) -> dict[str, Any]:
+    return json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["classic", "vue"])
+def mode(request, server, browser):
+    """``(page, faults, name)`` in each of the frontend's two ways to draw nodes."""
+    with opened(server, browser, request.param) as (page, faults):
+        yield page, faults, "vue" if request.param else "classic"
+
+
+def start(page: Any, name: str = "quickstart", **values: Any) -> None:
+    """A fresh graph with a seed of its own, its sampler in view."""
+    open_workflow(page, example(name))
+    if name == "quickstart":
+        set_widgets(page, SAMPLER, seed=random.randrange(10**9), **values)
+    centre(page, SAMPLER if name == "quickstart" else "ParaTAF_Sampler")
+
+
+def run(page: Any) -> None:
+    page.get_by_test_id("queue-button").click()
+
+
+def idle(server: Any) -> None:
+    """Wait until nothing is queued or runs."""
+    for _ in range(600):
+        queue = server.get("/queue")
+        if not queue["queue_running"] and not queue["queue_pending"]:
+            return
+        time.sleep(0.1)
+    raise AssertionError("the queue does not come to rest")
+
+
+def test_quickstart_from_the_template_browser_in_one_click(server, mode):
+    page, faults, name = mode
+    page.get_by_role("button", name="Templates").first.click()
+    dialog = page.get_by_role("dialog")
+    dialog.get_by_text("ParaTAFusion", exact=True).click()
+    dialog.get_by_test_id("template-workflow-quickstart").click()
+    page.wait_for_function(f"() => window.app.graph.nodes.some((n) => n.type === '{SAMPLER}')")
+    dialog.wait_for(state="hidden")
+    set_widgets(page, SAMPLER, steps=120, seed=random.randrange(10**9))
+    set_widgets(page, "ParaTAF_DemoModel", batch_size=2)  # work for several updates of the widget
+    centre(page)
+    assert state(page) == "idle"
+    record(page)
+    run(page)
+    until(page, "running")
+    page.screenshot(path=screenshots() / f"{name}-running.png")
+    until(page, "done")
+    page.screenshot(path=screenshots() / f"{name}-done.png")
+
+    seen = drawn(page)
+    counts = [int(d["progress"].split(" of ")[0]) for d in seen if d["state"] == "running"]
+    assert len(set(counts)) >= 3 and counts == sorted(counts) and counts[0] > 0 and counts[-1] <= 120
+    assert any(d["moving"] for d in seen)
+    assert filled(page) == 1
+    said = words(page)
+    assert said["progress"] == "120 steps" and "for 120 steps" in said["effort"]
+    rounds = int(said["title"].removeprefix("Done in ").removesuffix(" rounds"))
+    assert 1 < rounds < 120
+    assert said["gain"].endswith((" predicted", f"{120 / rounds:.1f} steps per call"))
+
+    shown = """() => {
+        const node = window.app.graph.nodes.find((n) => n.type === 'SaveImage');
+        const vue = document.querySelector(`[data-node-id="${node.id}"] img`);
+        return (vue ?? node.imgs?.[0])?.naturalWidth === 32;
+    }"""
+    page.wait_for_function(shown, timeout=30_000)
+    idle(server)
+    page.screenshot(path=screenshots() / f"{name}-graph.png")
+    assert faults == []
+
+
+def test_a_reload_restores_the_graph(mode):
+    page, faults, _ = mode
+    open_workflow(page, example("quickstart"))
+    page.wait_for_timeout(1500)  # the frontend keeps its drafts with a delay
+    before = as_prompt(page)
+    page.reload()
+    page.wait_for_function(f"() => window.app?.graph?.nodes?.some((n) => n.type === '{SAMPLER}')", timeout=90_000)
+    assert as_prompt(page) == before
+    centre(page)
+    assert state(page) == "idle"
+    assert faults == []
+
+
+def test_the_saved_workflow_and_the_queued_graph_do_not_know_the_widget(mode):
+    page, _, _ = mode
+    start(page)
+    saved = json.loads(page.evaluate("() => JSON.stringify(window.app.graph.serialize())"))
+    written = {n["id"]: n for n in example("quickstart")["nodes"]}
+    for node in saved["nodes"]:
+        if node["type"].startswith("ParaTAF_") and node["type"] != SAMPLER:
+            assert (node.get("widgets_values") or []) == (written[node["id"]].get("widgets_values") or [])
+        assert [i["name"] for i in node.get("inputs", [])] == [i["name"] for i in written[node["id"]].get("inputs", [])]
+    ours = next(n for n in saved["nodes"] if n["type"] == SAMPLER)
+    assert ours["widgets_values"][1:] == written[ours["id"]]["widgets_values"][1:]  # all but the seed
+    assert "paratafusion" not in json.dumps(saved).replace("ParaTAFusion", "")
+    assert "paratafusion_live" not in json.dumps(as_prompt(page))
+
+
+@pytest.mark.parametrize("hidden", ["collapsed", "off screen"])
+def test_what_cannot_be_seen_is_not_drawn(server, mode, hidden):
+    page, faults, _ = mode
+    start(page, steps=60)
+    if hidden == "collapsed":
+        look(page, SAMPLER, "node(kind).collapse()")
+    else:
+        page.evaluate("() => { window.app.canvas.ds.offset = [9000, 9000]; window.app.canvas.setDirty(true, true) }")
+    page.wait_for_timeout(600)
+    page.evaluate("""(event) => {
+        window.__told = 0;
+        window.__count = () => { window.__told += 1 };
+        window.app.api.addEventListener(event, window.__count);
+    }""", EVENT)  # fmt: skip
+    record(page)
+    run(page)
+    page.wait_for_function("() => window.__told > 1")
+    idle(server)
+    page.wait_for_timeout(300)
+    page.evaluate("(event) => window.app.api.removeEventListener(event, window.__count)", EVENT)
+    changed = look(page, SAMPLER, "window.__drawn.filter((d) => d.state !== 'idle').length")
+    assert changed == 0 and state(page) == "idle"
+    if hidden == "collapsed":
+        look(page, SAMPLER, "node(kind).collapse()")
+    centre(page)
+    until(page, "done")
+    assert filled(page) == 1 and faults == []
+
+
+def test_nothing_is_left_behind(server, mode):
+    page, faults, _ = mode
+    remove = f"() => {{ const g = window.app.graph; g.remove(g.nodes.find((n) => n.type === '{SAMPLER}')) }}"
+    page.evaluate("() => window.app.graph.clear()")
+    page.wait_for_timeout(300)
+    views, nodes = living(page)
+    for moment in ("while it runs", "after its run"):
+        start(page, steps=150 if moment == "while it runs" else 8)
+        assert page.locator(WIDGET).count() == 1
+        run(page)
+        until(page, "running" if moment == "while it runs" else "done")
+        page.evaluate(remove)
+        server.post("/interrupt", {})
+        idle(server)
+    start(page)  # another graph takes the place of this one, and then none does
+    page.evaluate("() => window.app.graph.clear()")
+    page.wait_for_timeout(500)
+    assert page.locator(WIDGET).count() == 0
+    assert listeners(page, "window.app.api", ours=False).count(EVENT) == 1
+    assert listeners(page, "document") == listeners(page, "window") == []
+    views_now, nodes_now = living(page)
+    # the frontend's Vue nodes keep the graph's own nodes for a while; nothing of ours may outlive those
+    assert views_now - views <= max(nodes_now - nodes, 0)
+    assert faults == []
+
+
+@pytest.mark.parametrize("kinds", [("ParaTAF_KeepTrajectory", "ParaTAF_RecallTrajectory"), ("ParaTAF_DemoPrompt",)])
+def test_workflow_text_never_becomes_markup(server, mode, kinds):
+    page, faults, name = mode
+    workflow = example("warm-start")
+    for node in workflow["nodes"]:
+        node["title"] = MARKUP
+        if node["type"] in kinds:
+            node["widgets_values"][0] = MARKUP
+    open_workflow(page, workflow)
+    centre(page)
+    run(page)
+    page.wait_for_timeout(500)
+    idle(server)
+    tell = """([event, text]) => {
+        const id = String(window.app.graph.nodes.find((n) => n.type === 'ParaTAF_KSampler').id);
+        const detail = { node: id, state: 'done', plain: true, rows: 4, steps: 4, frozen: 4, nfe: 4, reason: text };
+        window.app.api.dispatchEvent(new CustomEvent(event, { detail }));
+    }"""
+    page.evaluate(tell, [EVENT, MARKUP])
+    until(page, "done")
+    assert words(page)["note"].endswith(MARKUP)
+    page.screenshot(path=screenshots() / f"{name}-markup.png")
+    assert page.evaluate("() => window.__pwned") is None
+    assert page.locator("img[src='x']").count() == 0
+    assert look(page, SAMPLER, "element.querySelectorAll('img, script, a').length") == 0
+    assert faults == []
+
+
+def test_a_fallback_says_why_in_both_themes(server, mode):
+    page, faults, name = mode
+    start(page, sampler_name="dpm_adaptive", steps=12)
+    run(page)
+    until(page, "done")
+    idle(server)
+    page.wait_for_timeout(300)
+    said = words(page)
+    assert said["title"] == "Done, sequentially" and "dpm_adaptive" in said["note"] and said["gain"] == ""
+    inside = look(page, SAMPLER, "element.scrollHeight <= element.clientHeight + 1")
+    assert inside, "the reason does not fit"
+    for theme in ("light", "dark"):
+        page.evaluate("t => window.app.ui.settings.setSettingValueAsync('Comfy.ColorPalette', t)", theme)
+        page.wait_for_timeout(500)
+        page.screenshot(path=screenshots() / f"{name}-fallback-{theme}.png")
+        text = contrasts(page, "paratafusion-live-", ["title", "progress", "note"], "color")
+        assert min(text.values()) >= 4.5, (theme, text)
+    assert faults == []
+
+
+def test_it_is_legible_without_a_mouse_or_a_screen(server, mode):
+    page, _, name = mode
+    start(page, steps=12)
+    run(page)
+    until(page, "done")
+    idle(server)
+    widget = page.locator(WIDGET)
+    assert widget.get_attribute("tabindex") == "0" and widget.get_attribute("role") == "group"
+    label = widget.get_attribute("aria-label")
+    assert label.startswith("Parallel sampling. Done in ") and "rows evaluated, 12 sequentially" in label
+    assert widget.get_by_role("img").get_attribute("aria-label").endswith("12 steps")
+    assert widget.get_by_role("status").text_content() == label
+    widget.focus()
+    assert page.evaluate(f"() => document.activeElement?.matches('{WIDGET}')")
+    for theme in ("light", "dark"):
+        page.evaluate("t => window.app.ui.settings.setSettingValueAsync('Comfy.ColorPalette', t)", theme)
+        page.wait_for_timeout(500)
+        page.screenshot(path=screenshots() / f"{name}-done-{theme}.png")
+        text = contrasts(page, "paratafusion-live-", ["title", "progress", "effort", "gain"], "color")
+        assert min(text.values()) >= 4.5, (theme, text)
+        strip = contrasts(page, "paratafusion-live-", ["even", "odd", "far0", "far1", "far2", "far3", "rest"], "fill")
+        assert min(strip.values()) >= 3, (theme, strip)
+
+
+def test_inside_a_subgraph(server, mode):
+    page, faults, name = mode
+    start(page, steps=12)
+    page.evaluate(f"""() => {{
+        const graph = window.app.graph, inner = graph.nodes.find((n) => n.type === '{SAMPLER}');
+        const made = graph.convertToSubgraph(new Set([inner]));
+        window.app.canvas.openSubgraph(made.subgraph, made.node);
+    }}""")
+    page.wait_for_timeout(500)
+    find = f"window.app.canvas.graph.nodes.find((n) => n.type === '{SAMPLER}')"
+    page.evaluate(f"""() => {{
+        const box = {find}.getBounding(), ds = window.app.canvas.ds;
+        ds.scale = 1;
+        ds.offset = [700 - box[0] - box[2] / 2, 450 - box[1] - box[3] / 2];
+        window.app.canvas.setDirty(true, true);
+    }}""")
+    run(page)
+    element = f"{find}.widgets.find((w) => w.name === 'paratafusion_live').element"
+    page.wait_for_function(f"() => {element}.dataset.state === 'done'", timeout=60_000)
+    page.screenshot(path=screenshots() / f"{name}-subgraph.png")
+    idle(server)
+    page.evaluate("() => window.app.canvas.setGraph(window.app.rootGraph)")
+    assert faults == []
+
+
+def test_a_parallel_sampler_shows_the_run_it_is_part_of(server, mode):
+    page, faults, name = mode
+    start(page, "sampler-custom-advanced")
+    set_widgets(page, "RandomNoise", noise_seed=random.randrange(10**9))
+    run(page)
+    until(page, "done", "ParaTAF_Sampler")
+    page.screenshot(path=screenshots() / f"{name}-sampler.png")
+    assert filled(page, "ParaTAF_Sampler") == 1
+    idle(server)
+    assert faults == []
+
+
+def test_coming_back_to_a_workflow_shows_its_last_run(server, mode):
+    page, faults, _ = mode
+    start(page, steps=12)
+    run(page)
+    until(page, "done")
+    idle(server)
+    said = words(page)
+    saved = json.loads(page.evaluate("() => JSON.stringify(window.app.rootGraph.serialize())"))
+    page.evaluate("w => window.app.loadGraphData(w, true, false)", saved)
+    centre(page)
+    until(page, "done")
+    assert words(page) == said
+    assert faults == []
+
+
+BASE = {"rows": 20, "steps": 20, "frozen": 12, "round": 4, "nfe": 30, "state": "running", "first": 12, "levels": [0, 1]}
+SAID = [
+    ({}, ("Round 4", "12 of 20 steps", "30 rows for 20 steps", "3.0 steps per call", "")),
+    ({"rows": 40, "round": 1}, ("Round 1", "12 of 40 evaluations", "30 rows for 40 evaluations",
+                                "12.0 evaluations per call", "")),
+    ({"start": 8}, ("Round 4", "12 of 20 steps", "30 rows for 20 steps", "1.0 steps per call", "")),
+    ({"state": "sketch"}, ("Sketch, 4 rounds", "12 of 20 steps", "30 rows for 20 steps", "3.0 steps per call", "")),
+    ({"state": "stopped"}, ("Stopped in round 4", "12 of 20 steps", "30 rows for 20 steps", "3.0 steps per call", "")),
+    ({"state": "sequential", "reason": "why"}, ("Sequential", "12 of 20 steps", "", "", "⚠ Not parallel: why")),
+    ({"state": "done", "speedup": 2.345, "speedup_kind": "predicted"},
+     ("Done in 4 rounds", "20 steps", "30 rows for 20 steps", "2.3× predicted", "")),
+    ({"state": "done", "round": 1, "speedup": 0.5, "speedup_kind": "measured", "doubt": "hm"},
+     ("Done in 1 round", "20 steps", "30 rows for 20 steps", "0.5× measured", "⚠ In doubt: hm")),
+    ({"state": "done", "warm": "same noise levels"}, ("Done in 4 rounds", "20 steps", "30 rows for 20 steps",
+                                                      "3.0 steps per call", "Warm start: same noise levels")),
+    ({"state": "done", "warm": "cold: other shape"}, ("Done in 4 rounds", "20 steps", "30 rows for 20 steps",
+                                                      "3.0 steps per call", "Started cold: other shape")),
+    ({"state": "done", "rows": 0, "nfe": 0, "round": 0}, ("Nothing to do", "", "", "", "")),
+    ({"state": "stopped", "rows": None, "round": None, "frozen": "x"}, ("Stopped", "", "", "", "")),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("change", "said"), SAID)
+def test_words(mode, change, said):
+    page, _, _ = mode
+    script = "(m) => import('/extensions/ParaTAFusion/live_words.js').then((w) => w.wordsOf(m))"
+    got = page.evaluate(script, {**BASE, **change})
+    assert tuple(got[part] for part in ("title", "progress", "effort", "gain", "note")) == said
+    assert got["label"].startswith("Parallel sampling. ")
+
+
+def test_the_strip_stays_in_its_bounds(mode):
+    """Whatever order rows become final in, and whatever a message leaves out."""
+    page, _, _ = mode
+    script = "(m) => import('/extensions/ParaTAFusion/live_view.js').then((w) => w.stripPaths(m))"
+    changes: list[dict[str, Any]] = [
+        {}, {"jumps": [3, 3, 2, 40, 12]}, {"levels": None, "jumps": None}, {"frozen": 99}, {"frozen": -4, "first": -2},
+        {"rows": 0}, {"rows": 5000, "frozen": 4000, "jumps": list(range(8, 4000, 8))}, {"levels": [9, -9]},
+    ]  # fmt: skip
+    for change in changes:
+        message = {**BASE, **change}
+        got = page.evaluate(script, message)
+        assert got["rows"] == max(message["rows"], 1)
+        for name, path in got["paths"].items():
+            if name != "lines" and path:
+                edges = [float(n) for n in re.findall(r"[MH](-?[0-9.]+)", path)]
+                assert min(edges) >= 0 and max(edges) <= got["rows"], (change, name, path)
+                heights = [float(n) for n in re.findall(r"V(-?[0-9.]+)", path)]
+                assert min(heights) >= 0 and max(heights) <= 24, (change, name, path)

@@ -1,0 +1,102 @@
+// The live convergence widget on the parallel sampler nodes, fed by the host's event channel.
+
+import { api } from "../../scripts/api.js";
+import { app } from "../../scripts/app.js";
+import { LiveView } from "./live_view.js";
+
+const EVENT = "paratafusion.progress";
+const NODES = new Set(["ParaTAF_KSampler", "ParaTAF_KSamplerAdvanced", "ParaTAF_Sampler"]);
+const NAME = "paratafusion_live";
+/** Space around the element in the classic canvas. */
+const MARGIN = 8;
+/** Last messages kept for workflows that are left and come back (another tab, undo). */
+const REMEMBERED = 64;
+
+/** node -> its view */
+const views = new WeakMap();
+/** "workflow/node" -> its last message */
+const remembered = new Map();
+
+const root = () => app.rootGraph ?? app.graph;
+
+/** The node of an execution id, such as 5, or 12:5 for node 5 inside the subgraph node 12. */
+function nodeAt(id) {
+  let graph = root();
+  const path = String(id).split(":");
+  for (const part of path.slice(0, -1)) graph = graph?.getNodeById(part)?.subgraph;
+  return graph?.getNodeById(path[path.length - 1]) ?? null;
+}
+
+function deliver(message) {
+  if (message.workflow && root()?.id && message.workflow !== root().id) return;
+  const node = nodeAt(message.node);
+  if (node) views.get(node)?.show(message);
+}
+
+function remember(message) {
+  if (!message.workflow) return;
+  const key = `${message.workflow}/${message.node}`;
+  remembered.delete(key);
+  remembered.set(key, message);
+  if (remembered.size > REMEMBERED) remembered.delete(remembered.keys().next().value);
+}
+
+/** Grow a node of the classic canvas to what its widgets need; Vue nodes do so by themselves. */
+function makeRoom(node) {
+  if (globalThis.LiteGraph?.vueNodesMode || !node.graph) return;
+  const [width, height] = node.computeSize();
+  node.setSize([Math.max(node.size[0], width), Math.max(node.size[1], height)]);
+  node.graph.setDirtyCanvas(true, true);
+}
+
+function addView(node) {
+  const view = new LiveView(() => makeRoom(node));
+  const widget = node.addDOMWidget(NAME, "paratafusion-live", view.element, {
+    serialize: false,
+    hideInPanel: true,
+    margin: MARGIN,
+    getMinHeight: () => view.height + 2 * MARGIN,
+    getMaxHeight: () => view.height + 2 * MARGIN,
+  });
+  widget.serialize = false; // the saved workflow; the option above is the queued prompt
+  widget.label = " "; // where a frontend writes a name beside it
+  view.element.addEventListener(
+    "wheel",
+    (event) => {
+      // zooming the classic canvas goes on over the widget
+      if (view.element.closest(".dom-widget")) app.canvas?.processMouseWheel?.(event);
+    },
+    { passive: true },
+  );
+  views.set(node, view);
+  const removed = node.onRemoved;
+  node.onRemoved = function onRemoved(...given) {
+    view.dispose();
+    views.delete(node);
+    return removed?.apply(this, given);
+  };
+}
+
+function addStyles() {
+  const link = document.createElement("link");
+  link.rel = "stylesheet";
+  link.href = new URL("./live.css", import.meta.url).href;
+  document.head.append(link);
+}
+
+app.registerExtension({
+  name: "paratafusion.live",
+  setup() {
+    addStyles();
+    api.addEventListener(EVENT, ({ detail }) => {
+      remember(detail);
+      deliver(detail);
+    });
+  },
+  nodeCreated(node) {
+    if (NODES.has(node.comfyClass ?? node.constructor?.comfyClass) && node.addDOMWidget) addView(node);
+  },
+  afterConfigureGraph() {
+    for (const message of remembered.values()) deliver(message);
+  },
+});
