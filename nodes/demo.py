@@ -20,6 +20,7 @@ class DemoModel(io.ComfyNode):
             display_name="Demo Model",
             category=CATEGORY,
             description="A small network that draws simple shapes, inside the pack: nothing to download.",
+            search_aliases=["test model", "quickstart", "no download", "example model"],
             inputs=[
                 io.Int.Input(
                     "batch_size", default=1, min=1, max=64, tooltip="How many pictures the empty latent makes."
@@ -48,6 +49,7 @@ class DemoPrompt(io.ComfyNode):
             display_name="Demo Prompt",
             category=CATEGORY,
             description="Words for the Demo Model.",
+            search_aliases=["test prompt", "quickstart", "example prompt"],
             inputs=[
                 io.String.Input(
                     "text",
@@ -56,7 +58,7 @@ class DemoPrompt(io.ComfyNode):
                     tooltip=f"Any of: {', '.join(VOCABULARY)}. Empty for the negative prompt.",
                 )
             ],
-            outputs=[io.Conditioning.Output()],
+            outputs=[io.Conditioning.Output(tooltip="For the positive or negative input of a sampler.")],
         )
 
     @classmethod
