@@ -53,12 +53,7 @@ def _parser() -> argparse.ArgumentParser:
 
     _add_sample(commands.add_parser("sample", help="one run, with every option"))
 
-    many = commands.add_parser("bench", help="solvers x samplers x steps into a table")
-    many.add_argument("--suite", choices=tuple(bench.SUITES), default="quick")
-    many.add_argument("--seeds", type=_whole, default=8)
-    many.add_argument("--out", default="paratafusion-bench", help="folder for the json lines and the table")
-    many.add_argument("--json", action="store_true", help="print the json lines on standard output")
-    many.set_defaults(run=bench.run)
+    _add_bench(commands.add_parser("bench", help="solvers x samplers x steps into a table"))
 
     learn = commands.add_parser("train-demo", help="train the embedded network again")
     learn.add_argument("--out", required=True, help="folder outside the repository, for checkpoints and weights")
@@ -66,6 +61,19 @@ def _parser() -> argparse.ArgumentParser:
     learn.add_argument("--device", default="cpu")
     learn.set_defaults(run=train.run)
     return parser
+
+
+def _add_bench(many: argparse.ArgumentParser) -> None:
+    many.add_argument("--suite", choices=tuple(bench.SUITES), default="quick")
+    many.add_argument("--seeds", type=_whole, help="of each case; the suite's own number by default")
+    many.add_argument("--model", nargs="+", choices=("demo", "mixture", "ideal"), help="the suite's own by default")
+    many.add_argument(
+        "--resume", metavar="FILE", help="json lines of an earlier run: skip what is there, append the rest"
+    )
+    many.add_argument("--device", default="cpu")
+    many.add_argument("--out", default="paratafusion-bench", help="folder for the json lines, the table and the plots")
+    many.add_argument("--json", action="store_true", help="print the json lines on standard output")
+    many.set_defaults(run=bench.run)
 
 
 def _add_sample(one: argparse.ArgumentParser) -> None:

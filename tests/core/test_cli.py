@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from paratafusion_core import cli
-from paratafusion_core.cli import bench, sample, train
+from paratafusion_core.cli import sample, train
 from paratafusion_core.cli.sample import SAMPLERS
 from paratafusion_core.demo import model
 from paratafusion_core.demo.mixture import Mixture
@@ -236,17 +236,6 @@ def test_demo(run: Cli, tmp_path: Path) -> None:
 def test_demo_json(run: Cli) -> None:
     _, out, _ = run("demo", "--steps", 3, "--json", "--prompt", "small blue cross")
     assert json.loads(out)["prompt"] == "small blue cross"
-
-
-def test_bench(run: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    cases = (bench.Case("ddim", "normal", 4, 4.0, 2), bench.Case("dpmpp_2m", "karras", 4, 2.0, "full", "picard"))
-    monkeypatch.setitem(bench.SUITES, "quick", cases)
-    code, out, _ = run("bench", "--seeds", 2, "--out", "out", "--json")
-    rows = [json.loads(line) for line in out.splitlines()]
-    assert (code, len(rows)) == (0, 4)
-    assert rows == [json.loads(line) for line in (tmp_path / "out/quick.jsonl").read_text().splitlines()]
-    assert {row["seed"] for row in rows} == {0, 1}
-    assert len((tmp_path / "out/quick.md").read_text().splitlines()) == 2 + len(cases)
 
 
 def test_train_demo_resumes(run: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
