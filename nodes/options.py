@@ -6,7 +6,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from .host.settings import PRESETS, SOLVERS, Settings
+from .host.settings import PRESETS, SOLVERS, TOLERANCES, Settings
 from .types import CATEGORY, RARE, OptionsType, schema
 
 OWN_TOLERANCE = "custom"
@@ -25,7 +25,7 @@ def _fidelity_inputs() -> list[Any]:
         ),
         io.Combo.Input(
             "preset",
-            options=[*PRESETS, OWN_TOLERANCE],
+            options=[*TOLERANCES, OWN_TOLERANCE, *PRESETS[len(TOLERANCES) :]],
             default="balanced",
             tooltip="How close to the sequential picture. exact differs only by rounding and is slowest; sketch, "
             "standard and fine aim for 36, 42 and 48 dB with fewer evaluations; custom uses the tolerance below.",

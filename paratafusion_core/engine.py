@@ -20,6 +20,7 @@ from .devices import send
 from .errors import NotFinite
 from .rows import Scales, Window
 from .solvers import Solver
+from .solvers.base import Measured
 
 #: A row that moves by more than this many times its own size, or whose D is that much larger than data, has exploded.
 EXPLODED = 20.0
@@ -126,31 +127,19 @@ def play(problem: Problem, front: Front) -> Round:
     begin = time.perf_counter()
     D, evaluated = _evaluate(problem, front)
     seconds = time.perf_counter() - begin
-    # a row that is not finite or exploded holds the D of the last row before it that is sound
-    ok = _sound(D, problem.scales.data_rms)
-    D = D[_last_true(ok)]
+    sound_D = _sound(D, problem.scales.data_rms)
+    if n == 1:
+        return _alone(problem, front, D, sound_D, evaluated, begin, seconds)
     C = problem.C[first : front.stop, first : front.stop]
-    S = problem.S[first : front.stop]
-    if problem.exact:
-        r = _add_in_order(S.clone(), C, D) - front.x
-        ok = torch.stack([ok, (r == 0).flatten(1).all(1)])
-    else:
-        r = _matmul(C, D, S - front.x)
     window = Window(first, front.stop, C, problem.scales.rows(first, front.stop), front.x.shape[-1])
-    measured = problem.solver.measure(window, front.x, D, r, front.state)
-    parts = [measured.numbers, ok.to(D.dtype)]
-    if front.before is not None and not problem.solver.knows_changes:
-        parts.append(products(front.x, D, front.before, front.skip))
-    packed = torch.cat([part.flatten() for part in parts]).cpu().double()
+    measured, numbers, flags, changes = _measure(problem, front, window, D, sound_D)
     if D.device.type != "cpu":
         seconds = time.perf_counter() - begin  # the copy waited for the device
-    numbers, flags, *changes = (
-        piece.reshape(part.shape) for piece, part in zip(packed.split([p.numel() for p in parts]), parts, strict=True)
-    )
-    flags = flags.reshape(-1, n) > 0
     if not flags[0, 0]:
-        level = float(problem.scales.sigma[first])
-        raise NotFinite(f"denoise returned NaN or infinity at row {first} (sigma {level:g}); finite values are allowed")
+        raise _not_finite(problem, first)
+    if not flags[0].all():  # such a row holds the D of the last row before it that is sound
+        D = D[_last_true(sound_D)]
+        measured, numbers, flags, changes = _measure(problem, front, window, D, sound_D)
 
     step = problem.solver.step(window, numbers, measured.state)
     sound = flags[0] & (step.growth <= EXPLODED)
@@ -159,11 +148,63 @@ def play(problem: Problem, front: Front) -> Round:
     frozen = min(max(_leading(calm), 1), good)
     old = front.x if problem.solver.moves_x else D
     new = torch.baddbmm(old.transpose(0, 1), send(step.weights, D), measured.basis).transpose(0, 1)
-    corrected, moved = (D, new) if problem.solver.moves_x else (new, None)
+    corrected, moved = new, None
+    if problem.solver.moves_x:
+        corrected, moved = _following(D, new - front.x, window, 0 if problem.exact else frozen), new
     residual = step.residual.tolist()
-    steepest = _steepest(window, changes[0] if changes else step.products, min(good, front.known))
+    steepest = _steepest(window, step.products if changes is None else changes, min(good, front.known))
     unsound = n - int(sound.sum())
     return Round(D, corrected, moved, step.state, frozen, good, unsound, residual, evaluated, seconds, steepest)
+
+
+def _following(D: Tensor, moves: Tensor, window: Window, frozen: int) -> Tensor:
+    """D ``[n, B, d]`` whose frozen rows follow their states with eps held, as the authors of ParaTAA freeze them."""
+    eps = send(window.scales.eps[:frozen], D).reshape(-1, 1, 1)
+    return torch.cat([D[:frozen] + eps * moves[:frozen], D[frozen:]])
+
+
+def _measure(
+    problem: Problem, front: Front, window: Window, D: Tensor, sound: Tensor
+) -> tuple[Measured, Tensor, Tensor, Tensor | None]:
+    """The round's device work and its one copy to the CPU, in float64.
+
+    Returns:
+        The solver's record and its numbers; flags ``[1, n]``, ``sound``, in the exact mode ``[2, n]`` with the rows
+        that do not change; ``products`` of the changes where the solver does not know them.
+    """
+    S = problem.S[window.first : window.stop]
+    if problem.exact:
+        r = _add_in_order(S.clone(), window.C, D) - front.x
+        flags = torch.stack([sound, (r == 0).flatten(1).all(1)])
+    else:
+        r = S - front.x
+        r.flatten(1).addmm_(send(window.C, D), D.flatten(1))
+        flags = sound[None]
+    measured = problem.solver.measure(window, front.x, D, r, front.state)
+    parts = [measured.numbers, flags.to(D.dtype)]
+    if front.before is not None and not problem.solver.knows_changes:
+        parts.append(products(front.x, D, front.before, front.skip))
+    packed = torch.cat([part.flatten() for part in parts]).cpu().double()
+    pieces = packed.split([part.numel() for part in parts])
+    numbers, flags, *changes = (piece.view(part.shape) for piece, part in zip(pieces, parts, strict=True))
+    return measured, numbers, flags > 0, changes[0] if changes else None
+
+
+def _alone(
+    problem: Problem, front: Front, D: Tensor, sound: Tensor, evaluated: int, begin: float, seconds: float
+) -> Round:
+    """The round of a window of one row, whose state is exact: plain stepping."""
+    finite = bool(sound[0])
+    if D.device.type != "cpu":
+        seconds = time.perf_counter() - begin  # it waited for the device
+    if not finite:
+        raise _not_finite(problem, front.first)
+    return Round(D, D, None, problem.solver.start(), 1, 1, 0, [0.0], evaluated, seconds)
+
+
+def _not_finite(problem: Problem, row: int) -> NotFinite:
+    level = float(problem.scales.sigma[row])
+    return NotFinite(f"denoise returned NaN or infinity at row {row} (sigma {level:g}); finite values are allowed")
 
 
 def fold(problem: Problem, first: int, D: Tensor) -> None:
@@ -216,16 +257,22 @@ def fill(problem: Problem, front: Front, done: Round, first: int, stop: int) -> 
     x = problem.S[first:stop].clone()
     rows = problem.C[first:stop]
     ahead = min(stop - 1, problem.total)  # rows that any of these states depends on
-    if problem.exact:
-        x = _add_in_order(x, rows[:, live:beyond], D)
-    elif len(D):
-        x = _matmul(rows[:, live:beyond], D, x)
-    if ahead <= beyond:
-        return x
     tail = rows[:, beyond:ahead]
     copies = problem.warm is not None and problem.solver.copies_warm
-    if not copies:
-        x = _matmul(tail.sum(1, keepdim=True), last, x)
+    held = None if copies or ahead <= beyond else tail.sum(1, keepdim=True)
+    if problem.exact:
+        x = _add_in_order(x, rows[:, live:beyond], D)
+        x = x if held is None else _matmul(held, last, x)
+    else:
+        if len(D):
+            weights = rows[:, live:beyond].clone()
+            if held is not None:
+                weights[:, -1:] += held
+            x.flatten(1).addmm_(send(weights, x), D.flatten(1))
+        elif held is not None:
+            x.flatten(1).addmm_(send(held, x), last.flatten(1))
+    if ahead <= beyond:
+        return x
     if problem.warm is not None:
         old = send(problem.warm[beyond:ahead], x)
         base = torch.zeros_like(old[:1]) if copies else send(problem.warm[beyond - 1 : beyond], x)
@@ -267,7 +314,7 @@ def _sound(D: Tensor, data_rms: float) -> Tensor:
     """``[n]`` bool on the device: finite, and not far larger than data or than the first row, the exact one."""
     size = torch.linalg.vector_norm(D, dim=-1).amax(1)
     unit = size[0].clamp(min=data_rms * D.shape[-1] ** 0.5)
-    return size.isfinite() & (size <= EXPLODED * unit)
+    return size < EXPLODED * unit  # false where either side is NaN, or the first row infinite
 
 
 def call_model(denoise: Denoise, x: Tensor, sigma: Tensor, shape: torch.Size) -> Tensor:
@@ -282,7 +329,8 @@ def call_model(denoise: Denoise, x: Tensor, sigma: Tensor, shape: torch.Size) ->
     if not isinstance(D, Tensor) or list(D.shape) != wanted or not D.is_floating_point():
         found = f"{D.dtype} of shape {list(D.shape)}" if isinstance(D, Tensor) else type(D).__name__
         raise ValueError(f"denoise returned {found}; floats of shape {wanted}, its input's, are allowed")
-    return D.to(x.device, x.dtype).reshape(x.shape)
+    # a copy: the model may write its next answer into the same tensor
+    return torch.empty_like(x).copy_(D.reshape(x.shape))
 
 
 def _matmul(C: Tensor, D: Tensor, S: Tensor) -> Tensor:
@@ -313,4 +361,4 @@ def _last_true(flags: Tensor) -> Tensor:
 
 def _leading(flags: Tensor) -> int:
     """How many leading entries are true."""
-    return int(flags.long().cumprod(0).sum())
+    return [*flags.tolist(), False].index(False)

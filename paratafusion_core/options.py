@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from .errors import check_choice, check_count, check_real
 
-SOLVERS = ("quasi-newton", "parataa", "picard", "picard-eps", "sequential", "collocation")
+SOLVERS = ("quasi-newton", "parataa", "picard", "picard-eps", "sequential", "collocation", "auto")
 #: Tolerances of the presets: of the freeze rule, and of ParaTAA's residual rule (its tau). The last three ask for a
 #: fidelity in dB instead, where the solver works to one.
 PRESETS = {"fast": 1e-2, "balanced": 3e-3, "strict": 1e-3, "exact": 0.0, "sketch": 1e-2, "standard": 3e-3, "fine": 1e-3}
@@ -21,14 +21,16 @@ class Options:
     Attributes:
         solver: ``quasi-newton`` (default), ``parataa`` (the paper), ``picard`` (D held), ``picard-eps`` (eps held, as
             ParaDiGMS), ``sequential``, or ``collocation``: D evaluated on a few rows and interpolated on the others,
-            for samplers of one evaluation a step without noise of their own.
+            for samplers of one evaluation a step without noise of their own (at tolerance 0, all rows). ``auto``
+            measures and takes what is predicted to be fastest: collocation where a target is asked for, else
+            quasi-newton or sequential.
         preset: ``fast``, ``balanced``, ``strict`` or ``exact``: the tolerance, when ``tol`` is None. ``sketch``,
             ``standard`` and ``fine`` are targets of 36, 42 and 48 dB for collocation, and tolerances of 1e-2, 3e-3 and
             1e-3 for the others.
         tol: tolerance of at least 0; 0 reproduces the sequential result to the rounding of the model's kernels.
         window: rows evaluated together: a number of at least 1 (clamped to the run), ``"full"``, or ``"auto"``, which
             widens the window while the measured rows frozen per second rise: equal runs may then differ within the
-            tolerance.
+            tolerance. With solver ``auto`` a number is the most rows of a call.
         history: secants a row keeps (quasi-newton, 2), or the iterates that Anderson acceleration sees (parataa, 3;
             1 is the plain fixed point). At least 1.
         order: of ParaTAA's equations, at least 1 and clamped to the window; min(20, window) when None.
@@ -69,7 +71,7 @@ class Options:
         for name in ("history", "order", "max_rounds"):
             if getattr(self, name) is not None:
                 check_count(name, getattr(self, name))
-        if self.solver == "collocation":
+        if self.solver in ("collocation", "auto"):
             self._check_collocation()
         else:
             for name in ("rows", "target_db"):
@@ -84,16 +86,13 @@ class Options:
             raise ValueError(f"rows is {self.rows!r}; a whole number of at least 2 is allowed")
         if self.target_db is not None:
             check_real("target_db", self.target_db, above=0.0)
-        if self.preset == "exact" or self.tol == 0:
-            named = "preset is 'exact'" if self.preset == "exact" else "tol is 0"
-            raise ValueError(f"{named}; solver collocation interpolates, quasi-newton is allowed for it")
 
     @property
     def target(self) -> float | None:
         """``target_db``, or the preset's where no number of rows is asked for; None without one."""
         if self.target_db is not None:
             return float(self.target_db)
-        return TARGETS.get(self.preset) if self.solver == "collocation" and self.rows is None else None
+        return TARGETS.get(self.preset) if self.solver in ("collocation", "auto") and self.rows is None else None
 
     @property
     def tolerance(self) -> float:

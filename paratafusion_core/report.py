@@ -38,6 +38,7 @@ class Report:
             counts as the model's.
         predicted_speedup: sequential_nfe L(1) over the time of the rounds, from this run's measured latencies; None
             when no single row was measured.
+        predicted_seconds: of the rounds, as the automatic plan had it when it was made.
         measured_speedup, psnr_db, max_abs, rel_l2, kernel_floor: filled where a sequential reference was run;
             ``psnr_peak`` names the range that PSNR refers to.
     """
@@ -75,6 +76,7 @@ class Report:
     max_abs: float | None = None
     rel_l2: float | None = None
     kernel_floor: float | None = None
+    predicted_seconds: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON-ready values; an infinite PSNR (equal pictures) becomes None, told apart by ``max_abs`` 0."""

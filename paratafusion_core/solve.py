@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any
 
@@ -16,14 +16,15 @@ from .collocation import collocate, refusal
 from .denoisers import Denoise
 from .devices import send
 from .engine import Front, Problem, Round, advance, fill, fold, guess, opening, play
-from .options import Options
+from .options import TARGETS, Options
+from .plan import WORTH, Machine, Plan, Question, collocation_work
 from .report import Report
 from .resume import continuing, in_words, look_again, part_of, standing, takes_over
 from .rows import Scales
 from .solvers import make
 from .system import System
 from .trajectory import Trajectory
-from .window import next_window
+from .window import Asked, Pilot, Replan, Shared, Timed
 
 
 class Status(str, Enum):
@@ -72,6 +73,7 @@ def solve(
     warm: Trajectory | None = None,
     callback: Callable[[Progress], Any] | None = None,
     keep_trajectory: bool = True,
+    machine: Machine | None = None,
 ) -> Solution:
     """Solve ``system``: the sequential sampler's result in fewer, batched model calls.
 
@@ -88,6 +90,7 @@ def solve(
             this same system that was capped by ``max_rounds``, the final rows are not evaluated again but for a few.
         callback: called after each round.
         keep_trajectory: gather D of every row in half precision (K states of memory on the device until the end).
+        machine: what is known of the machine, for solver ``auto``; without it the run measures all it needs.
 
     Raises:
         ValueError: ``warm`` has another latent shape, ``options.flow`` does not fit the sigmas, or ``denoise``
@@ -99,8 +102,10 @@ def solve(
             raise ValueError(f"{name} is a {type(value).__name__}; a {kind.__name__} is allowed")
     if warm is not None and not isinstance(warm, Trajectory):
         raise ValueError(f"warm is a {type(warm).__name__}; a Trajectory, as of load_trajectory, is allowed")
-    work = _collocate if options.solver == "collocation" else _solve
     with torch.no_grad():
+        if options.solver == "auto":
+            return _auto(system, denoise, options, warm, callback, keep_trajectory, machine or Machine())
+        work = _collocate if options.solver == "collocation" and options.tolerance > 0 else _solve
         return work(system, denoise, options, warm, callback, keep_trajectory)
 
 
@@ -143,20 +148,22 @@ def _solve(
     warm: Trajectory | None,
     callback: Callable[[Progress], Any] | None,
     keep_trajectory: bool,
+    windows: Asked | Pilot | None = None,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> Solution:
     begin = time.perf_counter()
     problem = _problem(system, denoise, options, warm)
     report = _report(system, options, warm)
     K, asked = problem.total, 1 if options.solver == "sequential" else options.window
     kept = problem.S.new_empty((K, *problem.S.shape[1:]), dtype=torch.float16) if keep_trajectory else None
-    timed: list[tuple[int, int, float]] = []
+    windows = windows or Asked(asked, K)
     steepest = (0.0, 0.0)
-    width, report.window_reason = next_window(asked, K, timed)
+    width, report.window_reason = windows.next(0)
     part = warm.part if warm is not None and takes_over(problem, system, options, warm) else None
     problem = problem if part is None else continuing(problem)
     front = opening(problem, min(width, K)) if part is None else standing(problem, part)
     while True:
-        started = time.perf_counter()
+        started = clock()
         looks = part if report.rounds == 0 else None
         done = play(problem, front) if looks is None else look_again(problem, front, looks, width)
         if looks is not None:
@@ -170,15 +177,15 @@ def _solve(
         steepest = max(steepest, done.steepest)
         finished = frozen == K or report.rounds == options.max_rounds
         picture = fill(problem, front, done, K, K + 1)[0] if finished or callback else None
-        report.seconds_per_round.append(time.perf_counter() - started)
+        report.seconds_per_round.append(clock() - started)
         if looks is None:
-            timed.append((width, done.frozen, report.seconds_per_round[-1]))
+            windows.record(done.frozen, done.evaluated, report.seconds_per_round[-1])
         if callback is not None and picture is not None:
             shown = picture.reshape(problem.shape).clone()  # the callback's own
             callback(Progress(report.rounds, frozen, K, report.nfe, front.first, done.residual, shown))
         if finished and picture is not None:
             break
-        width, report.window_reason = next_window(asked, K, timed)
+        width, report.window_reason = windows.next(frozen)
         front = advance(problem, front, done, min(frozen + width, K))
 
     status = Status.CONVERGED if frozen == K else Status.MAX_ROUNDS
@@ -194,6 +201,63 @@ def _solve(
     return Solution(picture.reshape(problem.shape), status, report, trajectory)
 
 
+def _auto(
+    system: System,
+    denoise: Denoise,
+    options: Options,
+    warm: Trajectory | None,
+    callback: Callable[[Progress], Any] | None,
+    keep_trajectory: bool,
+    machine: Machine,
+) -> Solution:
+    """Measure, choose, run; ``options.window`` is the most rows evaluated together."""
+    K = system.evaluations
+    if isinstance(options.window, int):
+        machine = replace(machine, most=min(options.window, machine.most or options.window))
+    asks = options.target_db is not None or options.preset in TARGETS
+    why = None if not asks else "tolerance 0 is asked for" if options.tolerance == 0 else refusal(system)
+    target = (options.target or 0.0) if asks and why is None else None
+    question = Question(K, options.tolerance, target, options.rows, warm is not None)
+    if target is not None and collocation_work(question, 1).rows >= WORTH * K:
+        question, why = replace(question, target=None), f"it takes as many rows as the run has, {K}"
+    shared = Shared(denoise, question, machine)
+    plan = shared.opening()
+    while plan.solver == "collocation":
+        chosen = replace(options, solver="collocation", window=plan.window)
+        try:
+            done = _collocate(system, shared, chosen, warm, callback, keep_trajectory)
+        except Replan as other:
+            plan = other.plan
+        else:
+            _tell_plan(done.report, shared.plan or plan, why)
+            done.report.probe_nfe = shared.lost
+            return done
+    timed = Timed(shared, machine.clock)
+    pilot = Pilot(question, shared.machine, timed if system.S.device.type == "cpu" else None)
+    windows = pilot if options.max_rounds is None else Asked("auto", K)
+    chosen = replace(options, solver="quasi-newton", window="auto", rows=None, target_db=None)
+    done = _solve(system, timed, chosen, warm, callback, keep_trajectory, windows, machine.clock)
+    if max(done.report.window_per_round) == 1 < K:
+        done.report.solver = "sequential"
+    if pilot.plan is not None:
+        _tell_plan(done.report, pilot.plan, why)
+    else:
+        done.report.plan = done.report.window_reason
+    done.report.probe_nfe = shared.lost
+    return done
+
+
+def _tell_plan(report: Report, plan: Plan, why: str | None) -> None:
+    """The automatic plan, its prediction and its outcome, in words."""
+    report.predicted_seconds = plan.seconds
+    words = f"{plan}: predicted {plan.seconds:.3g} s, the plain sampler {plan.plain:.3g} s"
+    widest = max(report.window_per_round[len(report.window_per_round) // 2 :])
+    if plan.solver != "collocation" and widest not in (plan.window, 1) and report.frozen_per_round:
+        words += f"; later window {widest}"
+    words += f"; took {sum(report.seconds_per_round):.3g} s"
+    report.plan = words if why is None else f"{words}; no collocation, as {why}"
+
+
 def _problem(system: System, denoise: Denoise, options: Options, warm: Trajectory | None) -> Problem:
     shape = system.S.shape[1:]
     S = system.S.detach().reshape(len(system.S), shape[0], -1).clone()
@@ -201,7 +265,8 @@ def _problem(system: System, denoise: Denoise, options: Options, warm: Trajector
     scales = Scales.of(system, options.flow, options.data_rms)
     sigmas = send(system.sigmas, S)
     exact = options.tolerance == 0 or options.window == 1 or options.solver == "sequential"
-    return Problem(S, system.C, sigmas, scales, shape, denoise, make(options), options.tolerance, exact, old)
+    solver = make(options, warm is not None)
+    return Problem(S, system.C, sigmas, scales, shape, denoise, solver, options.tolerance, exact, old)
 
 
 def _earlier(system: System, options: Options, warm: Trajectory | None) -> Tensor | None:

@@ -2,9 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from .denoisers import Denoise
+from .plan import Latency, Machine, Plan, Question, choose, choose_window, collocation_work, fit, typical
 
 _SETTLE = 2  # rounds at a size before its rate is believed
+#: What rounds of two rows before the choice may cost, as a share of the run, if none of their second rows is final; and
+#: the factor to which one of them tells the time.
+_MOST_DOUBTS, _JITTER = 0.04, 1.15
+#: Two rounds in a row that are off by this factor are a change of the machine.
+_SURPRISE = 1.4
+#: So many in one run.
+_CHANGES = 1
+#: Where two rows cost twice one, measuring them once costs a row: 5 % of so many.
+_FEW = 20
 
 
 def next_window(asked: int | str, total: int, rounds: Sequence[tuple[int, int, float]]) -> tuple[int, str]:
@@ -35,3 +51,214 @@ def next_window(asked: int | str, total: int, rounds: Sequence[tuple[int, int, f
     if best == sizes[-1] and best < total:
         return min(2 * best, total), "auto: measuring"
     return best, "auto: most rows frozen per second"
+
+
+class Asked:
+    """The window as :func:`next_window` has it, behind the face that :class:`Pilot` has too."""
+
+    def __init__(self, asked: int | str, total: int) -> None:
+        self._asked, self._total = asked, total
+        self._rounds: list[tuple[int, int, float]] = []
+        self._last = 1
+
+    def next(self, frozen: int) -> tuple[int, str]:
+        """The next round's window and why; ``frozen`` rows are final."""
+        self._last, reason = next_window(self._asked, self._total, self._rounds)
+        return self._last, reason
+
+    def record(self, frozen: int, rows: int, seconds: float) -> None:
+        """A round froze so many rows, evaluated so many, and took so long."""
+        self._rounds.append((self._last, frozen, seconds))
+
+
+class Timed:
+    """A ``denoise`` that adds up the seconds spent in it."""
+
+    def __init__(self, denoise: Denoise, clock: Callable[[], float]) -> None:
+        self._denoise, self._clock = denoise, clock
+        self.spent = 0.0
+
+    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
+        begin = self._clock()
+        D = self._denoise(x, sigma)
+        self.spent += self._clock() - begin
+        return D
+
+
+class Pilot:
+    """Chooses the window of every round of the quasi-Newton solver, measuring as it goes.
+
+    The first round evaluates one row, the next two: both are exact work. Two rows are measured again while a change of
+    15 % in their time would change the choice between the plain sampler and a parallel plan, at a cost
+    of at most 4 % of the run. Each round is a measurement too, so that a wrong choice is left again.
+
+    Args:
+        question: what is run. machine: what is known. timed: its ``spent`` are the model's seconds; None where the
+            device works behind the program's back, and all of a round is the model's.
+    """
+
+    def __init__(self, question: Question, machine: Machine, timed: Timed | None) -> None:
+        self._question, self._machine, self._timed = question, machine, timed
+        self._seconds: dict[int, list[float]] = {b: [s] for b, s in machine.latencies.items()}
+        self._given = len(machine.latencies) > 1
+        self._engine = [machine.engine] if machine.latencies else []
+        self._spent, self._window, self._doubts = 0.0, 1, 0
+        self._elapsed, self._surprises, self._changes = 0.0, 0, 0
+        self.plan: Plan | None = None
+
+    def next(self, frozen: int) -> tuple[int, str]:
+        """The next round's window and why; ``frozen`` rows are final."""
+        left = self._question.total - frozen
+        most = self._machine.most
+        if self._question.tolerance == 0:
+            return 1, "auto: at tolerance 0 no window saves a round"
+        if not self._given and self._question.total < _FEW:
+            return 1, f"auto: measuring would cost more than it can win in fewer than {_FEW} evaluations"
+        if most is not None and most < 2:
+            return 1, "auto: memory for one row"
+        if left < 2:
+            return 1, "auto: one row left"
+        if 1 not in self._seconds:
+            return 1, "auto: measuring"
+        if len(self._seconds) < 2 or self._doubtful(left):
+            self._doubts += 1
+            self._window = 2
+            return 2, "auto: measuring"
+        plan = self._choose(left, self._latency(), None if self.plan is None else self._window)
+        if self.plan is None:
+            self.plan = replace(plan, seconds=self._elapsed + plan.seconds, plain=self._elapsed + plan.plain)
+        self._window = plan.window
+        return plan.window, f"auto: {plan}"
+
+    def record(self, frozen: int, rows: int, seconds: float) -> None:
+        """A round froze so many rows, evaluated so many, and took so long."""
+        self._surprises = self._surprises + 1 if self._surprised(rows, seconds) else 0
+        self._seconds.setdefault(rows, []).append(seconds)
+        if self._surprises == 2 and self._changes < _CHANGES:  # what was measured before is of another machine
+            self._seconds, self._surprises, self._changes = {rows: self._seconds[rows][-2:]}, 0, self._changes + 1
+        self._elapsed += seconds
+        if self._timed is not None:
+            self._engine.append(max(seconds - (self._timed.spent - self._spent), 0.0))
+            self._spent = self._timed.spent
+
+    def _surprised(self, rows: int, seconds: float) -> bool:
+        """Whether a round took much more or less than was to be expected."""
+        if len(self._seconds) < 2 or rows not in self._seconds:
+            return False
+        expected = self._latency()(rows)
+        return not expected / _SURPRISE < seconds < expected * _SURPRISE
+
+    def measured(self) -> dict[int, float]:
+        """{rows: seconds of a round} so far."""
+        return {rows: typical(seconds) for rows, seconds in self._seconds.items()}
+
+    def _latency(self, factor: float = 1.0) -> Latency:
+        found = self.measured()
+        if 2 in found:
+            found[2] *= factor
+        latency = fit(found)
+        assert latency is not None
+        return latency
+
+    def _doubtful(self, left: int) -> bool:
+        """Whether the time of two rows is known too roughly to decide by."""
+        if self._given or self.plan is not None:
+            return False
+        found = self.measured()
+        if 1 not in found or 2 not in found:
+            return False
+        lost = self._doubts * max(found[2] / max(found[1], 1e-12) - 1, 0.1)
+        if lost >= _MOST_DOUBTS * self._question.total:
+            return False
+        low, high = (self._choose(left, self._latency(f), None).window > 1 for f in (1 / _JITTER, _JITTER))
+        return low != high
+
+    def _choose(self, left: int, latency: Latency, now: int | None) -> Plan:
+        engine = typical(self._engine) if self._engine else 0.0
+        question = replace(self._question, target=None)
+        return choose_window(question, left, latency, now=now, engine=engine, most=self._machine.most)
+
+
+class Replan(Exception):
+    """Another plan is better than the one that runs."""
+
+    def __init__(self, plan: Plan) -> None:
+        super().__init__(str(plan))
+        self.plan = plan
+
+
+class Shared:
+    """A ``denoise`` that measures the first rounds of collocation and hands their rows to the plan that is chosen.
+
+    Collocation opens with row 0, which every plan needs, and at window 2 with two rows after that; then L(1) and L(2)
+    are known. What another plan asks for again is not evaluated again.
+
+    Attributes:
+        machine: with what was measured. plan: made after that, None before. lost: rows evaluated that no plan used.
+    """
+
+    def __init__(self, denoise: Denoise, question: Question, machine: Machine) -> None:
+        self._denoise, self._question, self.machine = denoise, question, machine
+        self._kept: list[tuple[float, Tensor, Tensor]] = []
+        self._watching = False
+        self.plan: Plan | None = None
+        self.lost = 0
+
+    def opening(self) -> Plan:
+        """The plan to begin with."""
+        question, machine = self._question, self.machine
+        latency = fit(machine.latencies)
+        if question.target is None or question.total < 3:
+            return Plan("sequential", 1, None, 0.0, 0.0)
+        if latency is not None:
+            self.plan = choose(question, latency, engine=machine.engine, most=machine.most)
+            return self.plan
+        if machine.most == 1:
+            return Plan("collocation", 1, question.rows, 0.0, 0.0)
+        self._watching = True
+        return Plan("collocation", 2, question.rows, 0.0, 0.0)
+
+    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
+        if not self._watching:
+            return self._recalled(x, sigma) if self._kept else self._denoise(x, sigma)
+        given = x.clone()
+        begin = self.machine.clock()
+        D = self._denoise(x, sigma)
+        float(D.flatten()[0])  # waits for the device
+        seconds = self.machine.clock() - begin
+        latencies = {**self.machine.latencies, len(given): seconds}
+        self.machine = replace(self.machine, latencies=latencies)
+        self._kept += [(float(s), a, d) for s, a, d in zip(sigma, given, D, strict=True)]
+        if len(latencies) > 1:
+            self._watching = False
+            self._decide(latencies)
+        return D
+
+    def _decide(self, latencies: Mapping[int, float]) -> None:
+        """Go on with window 2, or not; another plan pays for the round of two rows in vain."""
+        latency = fit(latencies)
+        assert latency is not None
+        running = self._question.total * latency(1), latency.total(collocation_work(self._question, 2))
+        own = Plan("collocation", 2, self._question.rows, running[1], running[0])
+        best = choose(self._question, latency, engine=self.machine.engine, most=self.machine.most)
+        if (best.solver == "collocation" and best.window == 2) or best.seconds + latency(2) >= own.seconds:
+            self.plan, self._kept = own, []
+            return
+        self.lost = len(self._kept)
+        self.plan = replace(best, seconds=best.seconds + latency(2))
+        raise Replan(self.plan)
+
+    def _recalled(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """``denoise`` without the rows that were evaluated before the change of plan; used once each."""
+        rows = [self._find(a, float(s)) for a, s in zip(x, sigma, strict=True)]
+        left = [i for i, found in enumerate(rows) if found is None]
+        fresh = iter(self._denoise(x[left], sigma[left]) if left else ())
+        self.lost -= len(rows) - len(left)
+        return torch.stack([next(fresh) if found is None else found for found in rows])
+
+    def _find(self, x: Tensor, sigma: float) -> Tensor | None:
+        for place, (level, state, D) in enumerate(self._kept):
+            if level == sigma and torch.equal(state, x):
+                del self._kept[place]
+                return D
+        return None

@@ -9,6 +9,8 @@ const NODES = new Set(["ParaTAF_KSampler", "ParaTAF_KSamplerAdvanced", "ParaTAF_
 const NAME = "paratafusion_live";
 /** Space around the element in the classic canvas. */
 const MARGIN = 8;
+/** Width of a new node, for the words of the widget; KSampler's own. */
+const WIDTH = 270;
 /** Last messages kept for workflows that are left and come back (another tab, undo). */
 const REMEMBERED = 64;
 
@@ -16,6 +18,8 @@ const REMEMBERED = 64;
 const views = new WeakMap();
 /** "workflow/node" -> its last message */
 const remembered = new Map();
+
+const locale = () => app.extensionManager?.setting?.get("Comfy.Locale") ?? "en";
 
 const root = () => app.rootGraph ?? app.graph;
 
@@ -50,7 +54,7 @@ function makeRoom(node) {
 }
 
 function addView(node) {
-  const view = new LiveView(() => makeRoom(node));
+  const view = new LiveView(() => makeRoom(node), locale);
   const widget = node.addDOMWidget(NAME, "paratafusion-live", view.element, {
     serialize: false,
     hideInPanel: true,
@@ -68,6 +72,7 @@ function addView(node) {
     },
     { passive: true },
   );
+  if (node.size[0] < WIDTH) node.setSize([WIDTH, node.size[1]]);
   views.set(node, view);
   const removed = node.onRemoved;
   node.onRemoved = function onRemoved(...given) {

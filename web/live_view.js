@@ -55,9 +55,13 @@ export class LiveView {
   #observer;
   #paths = {};
 
-  /** @param {() => void} resized told when the note appears or goes, which changes {@link LiveView#height} */
-  constructor(resized) {
+  /**
+   * @param {() => void} resized told when the note appears or goes, which changes {@link LiveView#height}
+   * @param {() => string} locale of the frontend, such as fr
+   */
+  constructor(resized, locale) {
     this.resized = resized;
+    this.locale = locale;
     this.element = element(null, "div", "paratafusion-live", { role: "group", tabindex: "0" });
     this.words = {};
     this.#line("title", "progress");
@@ -86,7 +90,7 @@ export class LiveView {
 
   /** What the element needs, in CSS pixels. */
   get height() {
-    return wordsOf(this.#message).note ? 104 : 68;
+    return wordsOf(this.#message, this.locale()).note ? 104 : 68;
   }
 
   /** Take a message; it is drawn in the next frame in which the element can be seen. */
@@ -119,7 +123,7 @@ export class LiveView {
   }
 
   #draw() {
-    const words = wordsOf(this.#message);
+    const words = wordsOf(this.#message, this.locale());
     const { rows, paths } = stripPaths(this.#message);
     this.element.dataset.state = this.#message.state;
     this.element.classList.toggle("paratafusion-live-plain", Boolean(this.#message.plain));

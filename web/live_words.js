@@ -1,80 +1,95 @@
 // What the live widget says, as plain text. A message is what nodes/host/live.py sends; every field may be missing.
 
+import { TEXTS } from "./live_texts.js";
+
 /** @typedef {{title: string, progress: string, effort: string, gain: string, note: string, label: string}} Words */
 
 const count = (value) => (Number.isFinite(value) ? Math.max(0, Math.round(value)) : 0);
 
-const plural = (n, word) => `${n} ${word}${n === 1 ? "" : "s"}`;
+/** A speaker of the language of a locale such as fr or zh-TW; English where there is none. */
+function speaker(locale) {
+  const texts = TEXTS[String(locale).split("-")[0]] ?? TEXTS.en;
+  const say = (key, values = {}) => texts[key].replace(/\{(\w+)\}/g, (_, name) => String(values[name]));
+  const many = (key, n) => texts[key][n === 1 ? 0 : 1].replace("{n}", n);
+  return { say, many };
+}
 
 /** Steps where the sampler evaluates the model once a step, evaluations where it does more often. */
 const unitOf = (message) => (message.rows === message.steps ? "step" : "evaluation");
 
-function titleOf(message) {
-  const rounds = count(message.round);
+function titleOf(message, { say, many }) {
+  const n = count(message.round);
+  const rounds = many("round", n);
   switch (message.state) {
     case "running":
-      return `Round ${rounds}`;
+      return say("running", { n });
     case "sequential":
-      return "Sequential";
+      return say("sequential");
     case "sketch":
-      return `Sketch, ${plural(rounds, "round")}`;
+      return say("sketch", { rounds });
     case "stopped":
-      return rounds ? `Stopped in round ${rounds}` : "Stopped";
+      return n ? say("stoppedIn", { n }) : say("stopped");
     case "done":
-      if (!count(message.rows)) return "Nothing to do";
-      return message.plain ? "Done, sequentially" : `Done in ${plural(rounds, "round")}`;
+      if (!count(message.rows)) return say("nothing");
+      return message.plain ? say("plain") : say("done", { rounds });
     default:
-      return "Not run yet";
+      return say("idle");
   }
 }
 
-function progressOf(message) {
+/** How far a run is; the speed of one that has ended: a ratio of times, and whether it was measured or predicted. */
+function progressOf(message, { say, many }) {
   const rows = count(message.rows);
   if (!rows) return "";
-  const whole = plural(rows, unitOf(message));
-  return message.state === "done" ? whole : `${count(message.frozen)} of ${whole}`;
+  const whole = many(unitOf(message), rows);
+  if (message.state !== "done") return say("part", { n: count(message.frozen), whole });
+  if (message.plain || !Number.isFinite(message.speedup)) return whole;
+  return say(message.speedup_kind === "measured" ? "measured" : "predicted", { n: message.speedup.toFixed(1) });
 }
 
-function effortOf(message) {
-  if (message.state === "idle") return "Fills as steps become final";
+function effortOf(message, { say, many }) {
+  if (message.state === "idle") return say("hint");
   const rows = count(message.rows);
   if (!rows || message.plain || message.state === "sequential") return "";
-  return `${plural(count(message.nfe), "row")} for ${plural(rows, unitOf(message))}`;
+  return say("effort", { rows: many("row", count(message.nfe)), whole: many(unitOf(message), rows) });
 }
 
-/** How much faster, and what kind of number it is: a ratio of times only where times were measured. */
-function gainOf(message) {
-  if (message.plain || message.state === "sequential") return "";
-  if (Number.isFinite(message.speedup)) {
-    return `${message.speedup.toFixed(1)}× ${message.speedup_kind === "measured" ? "measured" : "predicted"}`;
-  }
+/** Steps that a model call of this run has made final, on average. */
+function gainOf(message, { say }) {
   const rounds = count(message.round);
+  if (message.plain || message.state === "sequential" || !rounds) return "";
   const own = count(message.frozen) - count(message.start); // not what an earlier run had made final
-  return rounds ? `${(own / rounds).toFixed(1)} ${unitOf(message)}s per call` : "";
+  return say(`${unitOf(message)}sPerCall`, { n: (own / rounds).toFixed(1) });
 }
 
-function noteOf(message) {
-  if (typeof message.reason === "string" && message.reason) return `⚠ Not parallel: ${message.reason}`;
-  if (typeof message.doubt === "string" && message.doubt) return `⚠ In doubt: ${message.doubt}`;
-  if (typeof message.warm !== "string" || !message.warm) return "";
-  return message.warm.startsWith("cold") ? `Started ${message.warm}` : `Warm start: ${message.warm}`;
+function noteOf(message, { say }) {
+  const given = (why) => typeof why === "string" && why;
+  if (given(message.reason)) return `⚠ ${say("notParallel", { why: message.reason })}`;
+  if (given(message.doubt)) return `⚠ ${say("doubt", { why: message.doubt })}`;
+  if (!given(message.warm)) return given(message.plan) ? say("plan", { why: message.plan }) : "";
+  const cold = message.warm.match(/^cold: (.*)$/s);
+  return cold ? say("cold", { why: cold[1] }) : say("warm", { why: message.warm });
 }
 
-function labelOf(message, words) {
-  const rows = count(message.rows);
-  const effort = words.effort && rows ? `${plural(count(message.nfe), "row")} evaluated, ${rows} sequentially` : "";
-  const final = words.progress && message.state !== "done" ? `${words.progress} final` : words.progress;
-  return ["Parallel sampling", words.title, final, effort, words.gain, words.note].filter(Boolean).join(". ");
+function labelOf(message, words, { say, many }) {
+  const n = count(message.rows);
+  const effort = words.effort && n ? say("spent", { rows: many("row", count(message.nfe)), n }) : "";
+  const final = words.progress && message.state !== "done" ? say("final", { part: words.progress }) : words.progress;
+  return [say("label"), words.title, final, effort, words.gain, words.note].filter(Boolean).join(". ");
 }
 
-/** @returns {Words} all that is said about a message; `label` is the whole for a screen reader and a tooltip. */
-export function wordsOf(message) {
+/**
+ * All that is said about a message; `label` is the whole for a screen reader and a tooltip.
+ * @returns {Words}
+ */
+export function wordsOf(message, locale = "en") {
+  const speak = speaker(locale);
   const words = {
-    title: titleOf(message),
-    progress: progressOf(message),
-    effort: effortOf(message),
-    gain: gainOf(message),
-    note: noteOf(message),
+    title: titleOf(message, speak),
+    progress: progressOf(message, speak),
+    effort: effortOf(message, speak),
+    gain: gainOf(message, speak),
+    note: noteOf(message, speak),
   };
-  return { ...words, label: labelOf(message, words) };
+  return { ...words, label: labelOf(message, words, speak) };
 }

@@ -132,6 +132,10 @@ class BatchedModel:
         self._evaluate(x, sigma, out, uncond)
         return out, uncond
 
+    def most(self, x: Tensor) -> int:
+        """How many of the rows of ``x`` ``[W, B, ...]`` one call may hold by the host's own estimate of memory."""
+        return self._fitting(x, len(x))
+
     def _evaluate(self, x: Tensor, sigma: Tensor, out: Tensor, uncond: Tensor | None) -> None:
         """Fill ``out``, and ``uncond`` where it is asked for, in calls of as many rows as fit."""
         levels = sigma.to(x.device, torch.float32)

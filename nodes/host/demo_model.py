@@ -10,6 +10,7 @@ import comfy.latent_formats
 import comfy.model_base
 import comfy.model_management
 import comfy.model_patcher
+import comfy.patcher_extension
 import comfy.sd
 import comfy.supported_models_base
 import torch
@@ -49,8 +50,15 @@ class _Network(nn.Module):
         super().__init__()
         self.inner = inner
 
-    def forward(self, x: Tensor, timesteps: Tensor, context: Tensor | None = None, **_: Any) -> Tensor:
+    def forward(self, x: Tensor, timesteps: Tensor, context: Tensor | None = None, **options: Any) -> Tensor:
         """v of ``x`` ``[N, 3, 32, 32]``; ``context`` is ``[N, 1, V]``, as the host passes prompts."""
+        # as in the host's own networks: EasyCache and its like wrap this call
+        patches = options.get("transformer_options") or {}
+        wrappers = comfy.patcher_extension.get_all_wrappers(comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, patches)
+        executor = comfy.patcher_extension.WrapperExecutor.new_class_executor(self._forward, self, wrappers)
+        return executor.execute(x, timesteps, context, patches)
+
+    def _forward(self, x: Tensor, timesteps: Tensor, context: Tensor | None, _: dict[str, Any]) -> Tensor:
         words = x.new_zeros(len(x), len(VOCABULARY)) if context is None else context[:, 0]
         return self.inner(x, timesteps, words)
 

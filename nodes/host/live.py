@@ -109,6 +109,7 @@ class Live:
             reason=report.fallback,
             doubt=report.doubt,
             warm=report.warm,
+            plan=report.plan,
             speedup=speedup,
             speedup_kind=kind,
         )

@@ -15,20 +15,29 @@ import comfy.samplers
 from torch import Tensor
 
 from ...paratafusion_core import Options, Progress, Report, System, Trajectory, solve
+from ...paratafusion_core.collocation import refusal
+from ...paratafusion_core.plan import Question, choose, fit
 from .batched import BatchedModel
 from .capture import Captured, CaptureError, capture
 from .guards import known_reason, needs_probe, rows_touch
+from .latency import KNOWN, Known
 from .live import Live
 from .notify import current_place, say_on_node
 from .settings import Outcome, Settings
 from .uncond import FoldedModel, distinct, fold_uncond
 
 log = logging.getLogger(__name__)
+#: Rows that the probe evaluates.
+_PROBED = 6
 Denoise = Callable[[Tensor, Tensor], Tensor]
 
 
 class Unfit(Exception):
     """This run cannot be parallel; the message is the reason."""
+
+
+class NothingWins(Exception):
+    """The plain sampler is the plan; the message says why."""
 
 
 def parallel(inner: Any, settings: Settings, outcome: Outcome, warm: Trajectory | None = None) -> Any:
@@ -123,6 +132,41 @@ def _cold_reason(warm: Trajectory | None, x: Tensor, latent: str | None) -> str 
     return None
 
 
+def _plain_if_known(known: Known, steps: int, settings: Settings) -> None:
+    """Leave before the capture where what is known of the machine says that no parallel plan wins.
+
+    Raises:
+        NothingWins: it does.
+    """
+    options = settings.options(False, 1.0)
+    if options.tolerance == 0:
+        raise NothingWins("plain sampler, as no parallel run that is exact is faster")
+    latency = fit(known.seconds)
+    if latency is None:
+        return
+    target = (options.target or 0.0) if settings.asks_target else None
+    plan = choose(Question(steps, options.tolerance, target, options.rows), latency, engine=known.engine)
+    if plan.solver == "sequential":
+        raise NothingWins(f"{plan}, as nothing is predicted to be faster: predicted {plan.plain:.3g} s")
+
+
+class _Furthest:
+    """A denoiser that remembers the denoised picture at the lowest noise level so far."""
+
+    def __init__(self, denoise: Denoise, batched: BatchedModel) -> None:
+        self._denoise, self._batched = denoise, batched
+        self._level = float("inf")
+        self.picture: Tensor | None = None
+
+    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
+        result = self._denoise(x, sigma)
+        levels = sigma.tolist()
+        lowest = min(range(len(levels)), key=levels.__getitem__)
+        if levels[lowest] <= self._level and self._batched.output is not None:
+            self._level, self.picture = levels[lowest], self._batched.output[lowest]
+        return result
+
+
 class _Unwrapped(comfy.samplers.Sampler):
     """A SAMPLER with a ``sample`` method of its own cannot be read off: it runs as it is."""
 
@@ -184,18 +228,21 @@ class _Run:
     ) -> Tensor:
         self._outcome.report = self._outcome.trajectory = None
         started, steps, name = time.perf_counter(), max(len(sigmas) - 1, 0), name_of(self.function)
-        reason = None
+        reason = plan = None
         if not self._settings.sequential:
             try:
                 return self._solve(model, x, sigmas, extra_args, callback, live)
             except Unfit as unfit:
                 reason = str(unfit)
+            except NothingWins as choice:
+                plan = str(choice)
         callback = live.sequential(reason, callback)
         result = self.function(
             model, x, sigmas, extra_args=extra_args, callback=callback, disable=disable, **self.extra
         )
         if reason is None:
-            _sequential_report(self._outcome, name, steps, self._settings, started)
+            report = _sequential_report(self._outcome, name, steps, self._settings, started)
+            report.plan = plan and f"{plan}, took {report.seconds:.3g} s"
         else:
             _fallback(self._outcome, name, steps, self._settings, reason, started)
         return result
@@ -211,32 +258,46 @@ class _Run:
         reason = known_reason(model, extra_args["model_options"], x.shape[0])
         if reason:
             raise Unfit(reason)
+        known = KNOWN.of(model.inner_model, x)
+        if self._settings.plans and self.warm is None and not self._outcome.want_trajectory:
+            _plain_if_known(known, len(sigmas) - 1, self._settings)
         try:
             captured = capture(self.function, self.extra, model, x, sigmas, extra_args)
             system, batched, denoise = self._system(captured, model, x, sigmas, extra_args)
         except CaptureError as error:
             raise Unfit(f"the sampler cannot be made parallel: {error}") from None
-        options = self._options(model, captured)
+        why = "the sampler reads the unconditional picture" if captured.U is not None else refusal(system)
+        options = self._options(model, captured, why)
         several = options.window != 1 and captured.evaluations > 1
-        probing = time.perf_counter()
-        if several and needs_probe(model, extra_args["model_options"]):
+        probing, probed = time.perf_counter(), 0
+        if several and not known.independent and needs_probe(model, extra_args["model_options"]):
             _probe(batched, x, captured.sigmas)
+            probed = _PROBED
         probing = time.perf_counter() - probing
+        known.independent |= probed > 0
         latent = _latent_format(model)
         cold = _cold_reason(self.warm, x, latent)
+        # where noise is left over, the denoised picture is what an artist can look at
+        shown = None if float(captured.schedule[-1]) < 1e-2 else _Furthest(denoise, batched)
         try:
             solution = solve(
                 system,
-                denoise,
+                shown or denoise,
                 options,
                 warm=self.warm if cold is None else None,
-                callback=self._telling(callback, live, options.tolerance, batched, captured, sigmas),
+                callback=self._telling(callback, live, options.tolerance, shown, sigmas),
                 keep_trajectory=self._outcome.want_trajectory,
+                machine=known.machine(batched.most(system.S)) if options.solver == "auto" else None,
             )
         except ValueError as error:
             if batched.output is not None and not batched.output.isfinite().all():
                 raise Unfit("the model returned NaN or infinity") from error
             raise
+        known.learn(solution.report)
+        solution.report.probe_nfe += probed
+        why = why or self._settings.own_refusal
+        if why is not None and self._settings.solver == "collocation":
+            solution.report.plan = f"{solution.report.solver} instead of collocation, as {why}"
         _account(solution.report, started, probing)
         kept = solution.trajectory
         self._outcome.report = solution.report
@@ -262,27 +323,26 @@ class _Run:
             FoldedModel(batched, fold, captured.sigmas, levels),
         )
 
-    def _options(self, model: Any, captured: Captured) -> Options:
+    def _options(self, model: Any, captured: Captured, refusal: str | None) -> Options:
         sampling = model.inner_model.inner_model.model_sampling
         flow = isinstance(sampling, comfy.model_sampling.CONST) and float(captured.sigmas.max()) <= 1.0
         rms = getattr(sampling, "data_rms", None) or getattr(sampling, "sigma_data", None) or 1.0
-        return self._settings.options(flow, float(rms))
+        cfg = getattr(model.inner_model, "cfg", None)
+        return self._settings.options(flow, float(rms), refusal=refusal, cfg=None if cfg is None else float(cfg))
 
     @staticmethod
     def _telling(
-        callback: Any, live: Live, tolerance: float, batched: BatchedModel, captured: Captured, sigmas: Tensor
+        callback: Any, live: Live, tolerance: float, shown: _Furthest | None, sigmas: Tensor
     ) -> Callable[[Progress], None]:
         """Each round for the live widget, and for the host's callback, which draws the progress bar and the picture."""
         steps = len(sigmas) - 1
-        clean = float(captured.schedule[-1]) < 1e-2
 
         def tell(progress: Progress) -> None:
             live.round(progress, tolerance)
             if callback is None:
                 return
             step = min(steps - 1, max(progress.frozen * steps // progress.rows - 1, 0))
-            # where noise is left over, the last row's denoised picture is what an artist can look at
-            picture = progress.picture if clean or batched.output is None else batched.output[-1]
+            picture = progress.picture if shown is None or shown.picture is None else shown.picture
             level = sigmas[step]
             callback({"x": progress.picture, "denoised": picture, "i": step, "sigma": level, "sigma_hat": level})
 

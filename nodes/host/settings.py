@@ -5,9 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ...paratafusion_core import Options, Report, Trajectory
+from ...paratafusion_core.options import TARGETS
 
-SOLVERS = ("auto", "quasi-newton", "parataa", "picard", "sequential")
-PRESETS = ("fast", "balanced", "strict", "exact")
+SOLVERS = ("auto", "quasi-newton", "parataa", "picard", "sequential", "collocation")
+#: Presets that promise a tolerance, and all.
+TOLERANCES = ("fast", "balanced", "strict", "exact")
+PRESETS = (*TOLERANCES, *TARGETS)
+#: The tolerances of the presets that ask for a fidelity in dB, where no solver works to one.
+_WITHOUT_TARGET = {"sketch": "fast", "standard": "balanced", "fine": "strict"}
+#: Rows of collocation at window 1 where neither rows nor a target is asked for: up to this CFG, and above.
+_LOW_CFG, _LOW_ROWS, _HIGH_ROWS = 5.0, 12, 22
 
 
 @dataclass(frozen=True)
@@ -15,10 +22,11 @@ class Settings:
     """Choices of a run; the defaults are those of a node without an options node.
 
     Attributes:
-        solver: ``auto`` lets the engine choose, ``sequential`` is the host's own sampler.
+        solver: ``auto`` lets the engine choose, ``sequential`` is the host's own sampler; ``collocation`` becomes
+            ``quasi-newton`` where it cannot serve.
         preset: how close to the sequential picture.
         tol: a tolerance of one's own instead of the preset's, or None.
-        window: steps evaluated together; None measures and chooses.
+        window: steps evaluated together; None measures and chooses (collocation: 1).
         history, order: of the solvers that have them, or None.
         max_rounds: stop there with the picture as it is, or None.
         target_db, rows: for solvers that evaluate fewer steps than the sampler has; the others ignore them.
@@ -39,23 +47,62 @@ class Settings:
         """Whether the host's own sampler is asked for."""
         return self.solver == "sequential"
 
-    def options(self, flow: bool, data_rms: float) -> Options:
+    @property
+    def asks_target(self) -> bool:
+        """Whether a fidelity in dB is asked for, which collocation may serve."""
+        return (self.target_db is not None or self.preset in TARGETS) and self.own_refusal is None
+
+    @property
+    def own_refusal(self) -> str | None:
+        """Why these choices rule collocation out, None where they do not."""
+        exact = self.tol == 0 or (self.tol is None and self.preset == "exact")
+        return "the exact picture is asked for, and it interpolates" if exact else None
+
+    @property
+    def plans(self) -> bool:
+        """Whether the engine is to measure and choose; a window or a number of rounds leaves nothing to choose."""
+        return self.solver == "auto" and self.window is None and self.max_rounds is None
+
+    def options(self, flow: bool, data_rms: float, *, refusal: str | None = None, cfg: float | None = None) -> Options:
         """The engine's options for a model whose states are flow states or not, and the rms of its data.
+
+        Args:
+            refusal: why collocation cannot serve this run, None if it can. cfg: of the guider, None where unknown.
 
         Raises:
             ValueError: a value is out of range.
         """
+        serves = (refusal or self.own_refusal) is None
+        solver = self._solver(serves)
+        spends = solver == "collocation" or (solver == "auto" and serves)
+        window: int | str = "auto" if self.window is None else self.window
+        rows = self.rows
+        if solver == "collocation" and self.window is None:
+            window = 1
+            if rows is None and not self.asks_target and cfg is not None:
+                rows = _LOW_ROWS if cfg <= _LOW_CFG else _HIGH_ROWS
         return Options(
-            solver="quasi-newton" if self.solver == "auto" else self.solver,
-            preset=self.preset,
+            solver=solver,
+            preset=self.preset if spends else _WITHOUT_TARGET.get(self.preset, self.preset),
             tol=self.tol,
-            window="auto" if self.window is None else self.window,
+            window=window,
             history=self.history,
             order=self.order,
             max_rounds=self.max_rounds,
+            rows=rows if spends else None,
+            target_db=self.target_db if spends else None,
             flow=flow,
             data_rms=data_rms,
         )
+
+    def _solver(self, serves: bool) -> str:
+        """The engine's solver; where collocation is asked for and cannot serve, what ``auto`` would take without it."""
+        solver = self.solver
+        if solver == "collocation" and not serves:
+            solver = "auto"
+        if solver == "auto" and (self.window is not None or self.max_rounds is not None):
+            solver = "collocation" if self.asks_target and serves else "quasi-newton"
+        return solver
 
 
 @dataclass

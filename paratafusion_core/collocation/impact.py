@@ -24,17 +24,12 @@ class Impact:
         again: ``[n]`` expected effect of evaluating each node once more.
         gaps: ``[n-1]`` expected effect of a new row in the middle of each gap.
         bend: ``[n-1]`` expected error of D inside each gap.
-        finite: whether all these numbers are.
     """
 
     moved: Tensor
     again: Tensor
     gaps: Tensor
     bend: Tensor
-
-    @property
-    def finite(self) -> bool:
-        return bool(self.moved.isfinite().all() and self.bend.isfinite().all())
 
 
 def impact(ground: Ground, nodes: Nodes, lasting: Tensor) -> Impact:

@@ -65,7 +65,7 @@ def collocate(
         ``(picture [B, ...], D [K, B, d] of all rows, finished)``; not finished where ``max_rounds`` came first.
 
     Raises:
-        ValueError: ``denoise`` returned another shape. NotFinite: no row of a round was finite.
+        ValueError: ``denoise`` returned another shape. NotFinite: it returned NaN or infinity.
     """
     shape = system.S.shape[1:]
     before = None if old is None else send(old, system.S)
@@ -80,16 +80,15 @@ def collocate(
         started = time.perf_counter()
         y = states(ground, nodes, rows)
         d = call_model(denoise, y, sigmas[rows], shape)
-        nodes, rows = _take(ground, nodes, rows, y, d if before is None else d - before[rows], report)
-        elapsed = time.perf_counter() - started
+        _check_finite(scales, rows, d)
+        elapsed = time.perf_counter() - started  # the check waited for the device
+        nodes = with_evaluated(ground, nodes, rows, y, d if before is None else d - before[rows])
         seen = impact(ground, nodes, lasting)
-        if d.device.type != "cpu":
-            elapsed = time.perf_counter() - started
         picture = states(ground, nodes, [ground.total])[0]
         passed = nodes.rows[-1] == plan.front[-1]
         report.estimated_db = estimate_db(ground, nodes, seen, picture) if passed else None
-        finished = passed and _enough(report, plan, options, seen)
-        _account(report, ground, nodes, seen, scales, len(rows), elapsed)
+        _account(report, nodes, seen, scales, len(rows), elapsed)
+        finished = passed and _enough(report, plan, options)
         last = finished or report.rounds == options.max_rounds
         frozen = ground.total if finished else nodes.rows[-1]
         tell(frozen, 0, report.residuals[-1][1], picture)
@@ -115,38 +114,29 @@ def _ground(system: System, scales: Scales, before: Tensor | None) -> Ground:
     return Ground(S, system.C, u, SLOPE * scales.gaussian)
 
 
-def _take(
-    ground: Ground, nodes: Nodes | None, rows: list[int], y: Tensor, d: Tensor, report: Report
-) -> tuple[Nodes, list[int]]:
-    """Enter the round's evaluations, without those that are not finite."""
-    report.nfe += len(rows)
-    report.rows_per_round.append(len(rows))
-    good = d.isfinite().flatten(1).all(1).cpu()
-    if not good.all():
-        report.repairs += int((~good).sum())
-        if not good.any():
-            level = float(torch.exp(-ground.u[rows[0]]))
-            raise NotFinite(f"denoise returned NaN or infinity at row {rows[0]} (near sigma {level:g})")
-        rows = [row for row, fine in zip(rows, good.tolist(), strict=True) if fine]
-        y, d = y[good.to(y.device)], d[good.to(d.device)]
-    return with_evaluated(ground, nodes, rows, y, d), rows
+def _check_finite(scales: Scales, rows: list[int], d: Tensor) -> None:
+    """Raises NotFinite, naming the first row of ``d`` ``[len(rows), B, d]`` that is not finite."""
+    fine = d.isfinite().flatten(1).all(1).tolist()
+    if not all(fine):
+        row = rows[fine.index(False)]
+        level = float(scales.sigma[row])
+        raise NotFinite(f"denoise returned NaN or infinity at row {row} (sigma {level:g}); finite values are allowed")
 
 
-def _enough(report: Report, plan: Budget, options: Options, seen: Impact) -> bool:
+def _enough(report: Report, plan: Budget, options: Options) -> bool:
     """After the first pass: whether the target or, without one, the plan's evaluations are reached."""
-    rounds = report.rounds + 1
-    if rounds >= report.sequential_nfe:
+    if report.rounds >= report.sequential_nfe:
         return True
     if options.target is None:
-        return rounds >= plan.rounds or report.nfe >= plan.rows
+        return report.rounds >= plan.rounds or report.nfe >= plan.rows
     return report.estimated_db is not None and report.estimated_db >= options.target
 
 
-def _account(
-    report: Report, ground: Ground, nodes: Nodes, seen: Impact, scales: Scales, evaluated: int, seconds: float
-) -> None:
+def _account(report: Report, nodes: Nodes, seen: Impact, scales: Scales, evaluated: int, seconds: float) -> None:
     """The round's numbers; a row between nodes shows the error expected inside its gap."""
     report.rounds += 1
+    report.nfe += evaluated
+    report.rows_per_round.append(evaluated)
     report.model_seconds += seconds
     report.window_per_round.append(evaluated)
     unit = scales.allowed * scales.data_rms

@@ -8,12 +8,12 @@ from .newton import TriangularNewton
 from .parataa import ParaTAA
 
 
-def make(options: Options) -> Solver:
-    """The solver that ``options`` name, with their hyper-parameters."""
+def make(options: Options, warm: bool = False) -> Solver:
+    """The solver that ``options`` name, with their hyper-parameters, for a cold or a warm start."""
     if options.solver == "parataa":
         return ParaTAA(tau=options.tolerance, history=options.history or 3, order=options.order)
     if options.solver == "quasi-newton":
-        return TriangularNewton(history=options.history or 2, trust=0.15)
+        return TriangularNewton(history=options.history or 2, trust=0.15, borrows=warm)
     return TriangularNewton(history=0, slope="eps" if options.solver == "picard-eps" else "held")
 
 

@@ -18,6 +18,12 @@ D held; theta = 1/alpha is Picard with eps held, ParaDiGMS (Shih et al., arXiv 2
 
 leaves 2 m n unknown numbers (u, w) per image in a block triangular system. One Gram matrix of the vectors (r, dx, dD)
 holds all the inner products it needs.
+
+A row evaluated for the first time has no S and E. With ``borrows`` it takes, for each of the m, those of the last row
+before it that has them: what theta leaves unexplained changes little from row to row. A warm start freezes many rows
+at their first evaluation, and they come out nearer (demo network, DDIM-50, CFG 4 -> 4.6, window 8, 32 seeds: 0.780
+instead of 0.787 of the cold run's rounds, mean PSNR 1.4 dB above instead of 0.9 dB below the cold run's). A cold run
+takes up to a fifth more rounds with it (2M, ideal denoiser, window 16).
 """
 
 from __future__ import annotations
@@ -59,6 +65,11 @@ class Secants:
     skip: int = 0
 
 
+def _lenders(valid: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """``[m, n]`` the last row up to each one that has the change, the first row where none has."""
+    return np.maximum.accumulate(np.where(valid, np.arange(valid.shape[1]), 0), axis=1)
+
+
 @dataclass(frozen=True)
 class TriangularNewton:
     """Equations (1)-(3).
@@ -70,12 +81,14 @@ class TriangularNewton:
         trust: rows from the first that would move by more than this many times its own size hold the D of the last row
             before it instead: their own was measured too far from the solution for any slope to help. 0.1 to 0.2 saves
             0.5 to 2 of 10 rounds of a full window and nothing at 8 rows (mixture, 8 seeds; demo network, 4 seeds).
+        borrows: a row without secants uses an earlier row's.
     """
 
     history: int = 2
     slope: str = "gaussian"
     ridge: float = 0.01
     trust: float = math.inf
+    borrows: bool = False
     moves_x: bool = False
     copies_warm: bool = False
 
@@ -85,7 +98,9 @@ class TriangularNewton:
 
     def theta(self, scales: Scales) -> Tensor:
         """theta of each row, float64."""
-        return {"gaussian": scales.gaussian, "eps": scales.eps, "held": torch.zeros_like(scales.sigma)}[self.slope]
+        if self.slope == "held":
+            return torch.zeros_like(scales.sigma)
+        return scales.gaussian if self.slope == "gaussian" else scales.eps
 
     def start(self) -> Secants | None:
         return None
@@ -102,19 +117,28 @@ class TriangularNewton:
         if state is None:
             vectors[:, 1:] = 0
         else:
-            # rows that it has not seen show another's: they are not valid
-            row = torch.arange(state.skip, state.skip + n, device=x.device).clamp_(max=len(state.x) - 1)
+            known = min(len(state.x) - state.skip, n)  # leading rows that were in the last window
+            was = slice(state.skip, state.skip + known)
             for changes, now, before, older in ((dx, x, state.x, state.dx), (dD, D, state.D, state.dD)):
-                torch.sub(now, before[row], out=changes[0])
+                torch.sub(now[:known], before[was], out=changes[0, :known])
                 if m > 1:
-                    changes[1:] = older[:-1, row]
+                    changes[1:, :known] = older[:-1, was]
+                if known < n:
+                    changes[:, known:] = 0
             valid[0], valid[1:] = state.seen, state.valid[:-1]
         basis = vectors.flatten(1, 2)
         # the older changes' products among themselves are the last round's
         gram = None if state is None else state.gram
-        left = basis if gram is None or m == 1 else vectors[:, [0, 1, 1 + m]].flatten(1, 2)
+        every = basis.transpose(1, 2)
+        if gram is None or m == 1:
+            numbers = basis @ every
+        else:
+            new = slice((1 + m) * n, (2 + m) * n)
+            upper = basis[:, : 2 * n] @ every  # the new r and dx with all; the new dD's with these are among them
+            lower = basis[:, new] @ every[..., 2 * n :]
+            numbers = torch.cat([upper, torch.cat([upper[..., new].transpose(1, 2), lower], 2)], 1)
         seen = torch.ones(n, dtype=torch.bool)
-        return Measured(Secants(x, D, dx, dD, seen, valid, gram), basis, left @ basis.transpose(1, 2))
+        return Measured(Secants(x, D, dx, dD, seen, valid, gram), basis, numbers)
 
     def step(self, window: Window, numbers: Tensor, state: Secants | None) -> Step:
         theta, images = self.theta(window.scales), numbers.shape[0]
@@ -132,11 +156,12 @@ class TriangularNewton:
             mine = np.einsum("bvkwk->vwkb", whole)[1, [1, 1 + self.history]] * valid[0][:, None]
             products = torch.from_numpy(mine)
         squares = np.maximum(((delta @ gram) * delta).sum(-1), 0)
-        rms = torch.from_numpy(np.sqrt(squares.max(0) / window.size) / window.scales.data_rms)
+        rms = np.sqrt(squares.max(0) / window.size) / window.scales.data_rms
         rms[0] = 0.0
-        allowed = window.scales.allowed
-        unit = torch.where(allowed > 0, allowed, 1.0)
-        return Step(rms / unit, rms / window.scales.norm, torch.from_numpy(change), state, products)
+        allowed = window.scales.allowed.numpy()
+        residual = torch.from_numpy(rms / np.where(allowed > 0, allowed, 1.0))
+        growth = torch.from_numpy(rms / window.scales.norm.numpy())
+        return Step(residual, growth, torch.from_numpy(change), state, products)
 
     def _gram(self, numbers: Array, last: Array | None, n: int) -> Array:
         """``[B, 1 + 2m, n, 1 + 2m, n]`` from the products of all vectors, or of the new ones (r, dx, dD) with all."""
@@ -171,14 +196,13 @@ class TriangularNewton:
         g *= scale[:, None, None]
         g[:, E] -= theta[:, None, None] * g[:, S]
         g[..., E, :] -= theta * g[..., S, :]
+        lenders = [*_lenders(valid), *_lenders(valid)] if self.borrows else []
+        for v, row in enumerate(lenders, start=1):
+            g[:, v] = g[:, v, row]
+            g[:, :, :, v] = g[:, :, :, v, row]
 
         own = np.einsum("bvkwk->bkvw", g)
-        Ginv = np.linalg.inv(own[..., S, S] + self.ridge * np.eye(m))
-        cross = own[..., S, E]
-        P = np.zeros((B, n, 2 * m, 2 * m))  # (u, w) -> (a, b)
-        P[..., :m, :m] = P[..., m:, m:] = Ginv
-        P[..., m:, :m] = -Ginv @ ((cross + cross.swapaxes(2, 3)) / 2) @ Ginv
-
+        P = self._fit(own[..., S, S], own[..., S, E])
         TC = T @ C
         known = (g[:, 1:, :, 0] * T).sum(-1).swapaxes(1, 2)  # [b, k, p]
         # products with (E_j, S_j), which carry (a, b) back: [b, j, k, p, q]
@@ -200,9 +224,20 @@ class TriangularNewton:
         diagonal = np.einsum("bkvk->bvk", change)
         diagonal[:, 1:] += carried
         for weights in (delta, change):  # from (r, S, E) to (r, dx, dD)
+            for v, row in enumerate(lenders, start=1):  # to the rows that lent
+                weights[:, :, v] = weights[:, :, v] @ np.eye(n)[row]
             weights[:, :, S] -= theta * weights[:, :, E]
             weights *= scale[:, None]
         return delta.reshape(B, n, -1), change.reshape(B, n, -1)
+
+    def _fit(self, squares: Array, crossed: Array) -> Array:
+        """``[B, n, 2m, 2m]`` (u, w) -> (a, b) of equation (3), from each row's S S^T and S E^T ``[B, n, m, m]``."""
+        B, n, m, _ = squares.shape
+        Ginv = np.linalg.inv(squares + self.ridge * np.eye(m))
+        P = np.zeros((B, n, 2 * m, 2 * m))
+        P[..., :m, :m] = P[..., m:, m:] = Ginv
+        P[..., m:, :m] = -Ginv @ ((crossed + crossed.swapaxes(2, 3)) / 2) @ Ginv
+        return P
 
     def slide(self, state: Secants | None, frozen: int, kept: int, size: int) -> Secants | None:
         if state is None:

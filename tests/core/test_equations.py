@@ -22,8 +22,9 @@ def window_of(problem, first: int, n: int, size: int) -> Window:
 
 @pytest.mark.parametrize("scheme", ["ddim", "ddpm", "dpmpp_2m"])
 @pytest.mark.parametrize("m", [1, 2, 3])
-def test_quasi_newton_sweep(mixture: Callable, scheme: str, m: int) -> None:
-    """Equations (1) and (2): loop over rows with explicit J, random history, some of it missing."""
+@pytest.mark.parametrize("borrows", [False, True])
+def test_quasi_newton_sweep(mixture: Callable, scheme: str, m: int, borrows: bool) -> None:
+    """Equations (1) and (2): loop over rows with explicit J, random history, some of it missing or borrowed."""
     n, B, d = 6, 2, 30
     window = window_of(mixture(scheme), 4, n, d)
     g = torch.Generator().manual_seed(m)
@@ -34,7 +35,7 @@ def test_quasi_newton_sweep(mixture: Callable, scheme: str, m: int) -> None:
     x, D, r, dx, dD = random(n, B, d), random(n, B, d), random(n, B, d), random(m, n, B, d), random(m, n, B, d)
     seen = torch.tensor([True] * 4 + [False] * 2)
     valid = torch.rand(m, n, generator=g) < 0.7
-    solver = TriangularNewton(history=m)
+    solver = TriangularNewton(history=m, borrows=borrows)
     state, basis, numbers = solver.measure(window, x, D, r, Secants(x - dx[0], D - dD[0], dx, dD, seen, valid))
     # measure() takes the newest change from x and D and shifts the others back
     changes = [(x - (x - dx[0]), D - (D - dD[0]), seen)]
@@ -48,8 +49,13 @@ def test_quasi_newton_sweep(mixture: Callable, scheme: str, m: int) -> None:
     for b in range(B):
         for k in range(n):
             delta[k, b] = r[k, b] + sum(window.C[k, i] * wanted[i, b] for i in range(k))
-            S = torch.stack([c[0][k, b] / c[0][k, b].norm() * float(c[2][k]) for c in changes])
-            E = torch.stack([c[1][k, b] / c[0][k, b].norm() * float(c[2][k]) for c in changes]) - theta[k] * S
+            S, E = torch.zeros(m, d, dtype=torch.float64), torch.zeros(m, d, dtype=torch.float64)
+            for s, (moved, answered, has) in enumerate(changes):
+                owners = [j for j in (range(k + 1) if borrows else [k]) if has[j]]
+                if owners:
+                    j = owners[-1]
+                    S[s] = moved[j, b] / moved[j, b].norm()
+                    E[s] = answered[j, b] / moved[j, b].norm() - theta[j] * S[s]
             G = S @ S.T + ridge * torch.eye(m, dtype=torch.float64)
             H = (S @ E.T + E @ S.T) / 2
             v = delta[k, b]
@@ -125,10 +131,10 @@ def paper(problem, tau: float, m: int, order: int) -> tuple[Tensor, int]:
                     moved[k] -= gamma[s] * ((Rs[s][k] - Rs[s + 1][k]) + (xs[s][k] - xs[s + 1][k]))
         old_R = [*old_R, R][-(m - 1) :] if m > 1 else []
         old_x = [*old_x, dict(enumerate(x))][-(m - 1) :] if m > 1 else []
-        # frozen rows keep x and eps: the first unfrozen row is stepped to exactly, order by order
+        # frozen rows keep the eps of their evaluation where they have moved: the next row is stepped to, row by row
         final = x[first]
         for j in range(first, unconverged):
-            D_j = D[j - first]
+            D_j = D[j - first] + (moved[j] - x[j] if j > first else 0) / alpha[j]
             e = (final / alpha[j] - D_j) / sigma[j]
             final = alpha[j + 1] * (D_j + level[j + 1] * e)
         for k, y in moved.items():

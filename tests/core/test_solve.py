@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from paratafusion_core import Options, Progress, Status, solve
+from paratafusion_core.errors import NotFinite
 from paratafusion_core.report import fidelity
 
 SOLVERS = ["quasi-newton", "parataa", "picard", "picard-eps"]
@@ -229,6 +230,22 @@ def test_bad_rows_are_refilled(mixture: Callable, solver: str, broken: float) ->
     done = solve(problem.system, fragile, Options(solver))
     assert done.report.repairs > 0
     assert fidelity(done.x, reference).psnr_db > 45
+
+
+@pytest.mark.parametrize("window", [1, "auto", 8])
+@pytest.mark.parametrize("broken", [math.nan, math.inf])
+def test_an_exact_state_without_an_answer_ends_the_run(mixture: Callable, window: int | str, broken: float) -> None:
+    """One row alone or in a window: what the model cannot evaluate is named, with its noise level."""
+    problem = mixture("ddim", seed=5)
+    sigma = problem.system.sigmas[3]
+
+    def fails(x: Tensor, sigmas: Tensor) -> Tensor:
+        D = problem.denoise(x, sigmas)
+        D[sigmas <= sigma] = broken
+        return D
+
+    with pytest.raises(NotFinite, match=rf"at row 3 \(sigma {float(sigma):g}\); finite values"):
+        solve(problem.system, fails, Options(window=window))
 
 
 def test_auto_window_measures(mixture: Callable) -> None:

@@ -2,6 +2,7 @@
 
     python tests/host/bootstrap.py prepare          # make everything ready, print the folder and the interpreter
     python tests/host/bootstrap.py test [ARGS..]    # prepare, then pytest tests/host tests/web (or ARGS) in it
+    python tests/host/bootstrap.py run FILE [ARGS..]    # prepare, then run a script in it
 
 ``COMFYUI_PATH`` names a checkout to test against; without it the pinned sdist below is downloaded once. Everything
 is kept in ``PARATAFUSION_HOST_CACHE``, or in ``.cache/host`` of the repository, which git ignores.
@@ -174,7 +175,7 @@ def prepare() -> tuple[Path, Path]:
 
 def main(arguments: list[str]) -> int:
     """Command line of this module; returns the exit status."""
-    if not arguments or arguments[0] not in ("prepare", "test"):
+    if not arguments or arguments[0] not in ("prepare", "test", "run") or arguments == ["run"]:
         print(__doc__)
         return 2
     try:
@@ -188,7 +189,7 @@ def main(arguments: list[str]) -> int:
     chosen = arguments[1:] or ["tests/host", "tests/web"]
     # one thread: the tiny models of the tests lose more to waiting for a second one than they win
     here = dict(os.environ, COMFYUI_PATH=str(host), PYTHONDONTWRITEBYTECODE="1", OMP_NUM_THREADS="1")
-    command = [str(python), "-m", "pytest", "-p", "no:cacheprovider", *chosen]
+    command = [str(python), *(chosen if arguments[0] == "run" else ("-m", "pytest", "-p", "no:cacheprovider", *chosen))]
     return subprocess.run(command, cwd=REPOSITORY, env=here, stdin=subprocess.DEVNULL).returncode
 
 

@@ -203,11 +203,12 @@ def test_the_sequential_solver_is_no_fallback(server):
 
 def custom(seed: int, sampler: str) -> dict[str, Any]:
     """SamplerCustom on a Parallel Sampler, directly or behind a node that hands its SAMPLER on."""
-    graph = demo(seed=seed)
+    graph = demo(seed=seed, solver="quasi-newton", window=8)
     given = graph["sampler"]["inputs"]
     graph |= {
         "select": {"class_type": "KSamplerSelect", "inputs": {"sampler_name": "euler"}},
-        "parallel": {"class_type": "ParaTAF_Sampler", "inputs": {"sampler": ["select", 0]}},
+        "parallel": {"class_type": "ParaTAF_Sampler", "inputs": {
+            "sampler": ["select", 0], "options": ["options", 0]}},
         "sigmas": {
             "class_type": "BasicScheduler",
             "inputs": {"model": ["model", 0], "scheduler": "normal", "steps": 16, "denoise": 1.0},

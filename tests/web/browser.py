@@ -15,6 +15,9 @@ from playwright.sync_api import Browser, Page, sync_playwright
 
 _READY = "() => window.app?.graph && 'ParaTAF_KSampler' in (window.LiteGraph?.registered_node_types ?? {})"
 
+#: Without the last one a GPU is emulated, for a third of all the time.
+_FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-software-rasterizer"]
+
 
 @contextmanager
 def chromium_driven() -> Iterator[Browser]:
@@ -23,7 +26,7 @@ def chromium_driven() -> Iterator[Browser]:
     if chromium is None:
         raise RuntimeError("there is no chromium: install Debian's package, or name one in CHROMIUM")
     with sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+        browser = driver.chromium.launch(executable_path=chromium, args=_FLAGS)
         try:
             yield browser
         finally:
@@ -75,7 +78,13 @@ def write_workflow(page: Page, nodes: dict[str, Any], note: str) -> dict[str, An
         for (const node of graph.nodes)
             for (const widget of node.widgets ?? [])
                 if (widget.name === 'control_after_generate') widget.value = 'fixed';
-        graph.arrange(60);
+        const shown = { SaveImage: 290, PreviewImage: 290, SaveAnimatedWEBP: 290, PreviewAny: 190 };
+        for (const node of graph.nodes) {  // room for the picture of a run, and for Vue nodes, which are wider
+            const [width, height] = node.computeSize();
+            const wide = node.type in shown ? 250 : 225;
+            node.setSize([Math.max(node.size[0], width, wide), Math.max(node.size[1], height, shown[node.type] ?? 0)]);
+        }
+        graph.arrange(100);
         const text = window.LiteGraph.createNode('MarkdownNote');
         text.widgets[0].value = note;
         text.size = [420, 200];
@@ -92,6 +101,7 @@ def thumbnail(page: Page, path: Path) -> None:
         const canvas = window.app.canvas, ds = canvas.ds, boxes = window.app.graph.nodes.map(n => n.getBounding());
         const left = Math.min(...boxes.map(b => b[0])), top = Math.min(...boxes.map(b => b[1]));
         const right = Math.max(...boxes.map(b => b[0] + b[2])), bottom = Math.max(...boxes.map(b => b[1] + b[3]));
+        canvas.min_font_size_for_lod = 0;  // words however small
         ds.scale = Math.min(1500 / (right - left), 800 / (bottom - top), 1);
         ds.offset = [800 / ds.scale - (left + right) / 2, 450 / ds.scale - (top + bottom) / 2];
         for (const node of window.app.graph.nodes) node.has_errors = false;

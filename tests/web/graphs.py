@@ -85,7 +85,8 @@ def warm_start() -> Graph:
     )
     model, yes, no = _demo(g, "large blue square, grey background")
     recall = g.add("ParaTAF_RecallTrajectory", name="mine")
-    sampler = _sampler(g, out(model), out(yes), out(no), out(model, 2), trajectory=out(recall), cfg=4.0)
+    sampler = _sampler(g, out(model), out(yes), out(no), out(model, 2), trajectory=out(recall), cfg=4.0,
+                       options=out(_options(g)))  # fmt: skip
     g.add("ParaTAF_KeepTrajectory", trajectory=out(sampler, 1), name="mine")
     _show(g, out(sampler), out(model, 1), "warm-start")
     return g
@@ -143,7 +144,7 @@ def custom_advanced() -> Graph:
     )
     model, yes, no = _demo(g, "small yellow ring, top right")
     sampler = g.add("SamplerEulerAncestral", eta=0.7, s_noise=1.0)
-    parallel = g.add("ParaTAF_Sampler", sampler=out(sampler))
+    parallel = g.add("ParaTAF_Sampler", sampler=out(sampler), options=out(_options(g)))
     sigmas = g.add("BasicScheduler", model=out(model), scheduler="normal", steps=24, denoise=1.0)
     noise = g.add("RandomNoise", noise_seed=11)
     guider = g.add("CFGGuider", model=out(model), positive=out(yes), negative=out(no), cfg=4.0)
@@ -157,12 +158,13 @@ def inpainting() -> Graph:
     g = Graph("## Inpainting\nThe second sampler redraws the masked right half, in parallel, and keeps the left half.")
     model, yes, no = _demo(g, "large green square, dark background")
     other = g.add("ParaTAF_DemoPrompt", text="small magenta triangle, right")
-    first = _sampler(g, out(model), out(yes), out(no), out(model, 2), cfg=4.0)
+    options = out(_options(g))
+    first = _sampler(g, out(model), out(yes), out(no), out(model, 2), cfg=4.0, options=options)
     whole = g.add("SolidMask", value=0.0, width=32, height=32)
     part = g.add("SolidMask", value=1.0, width=16, height=32)
     mask = g.add("MaskComposite", destination=out(whole), source=out(part), x=16, y=0, operation="add")
     masked = g.add("SetLatentNoiseMask", samples=out(first), mask=out(mask))
-    second = _sampler(g, out(model), out(other), out(no), out(masked), cfg=4.0, seed=8)
+    second = _sampler(g, out(model), out(other), out(no), out(masked), cfg=4.0, seed=8, options=options)
     _show(g, out(first), out(model, 1), "inpainting-before")
     _show(g, out(second), out(model, 1), "inpainting-after")
     return g

@@ -60,3 +60,10 @@ def test_the_help_panel_shows_the_page_and_its_picture(japanese):
     japanese.wait_for_function("""() => [...document.querySelectorAll('img')].some(
         i => i.src.includes('/extensions/') && i.src.endsWith('/assets/options.png') && i.naturalWidth > 0)""")
     assert japanese.get_by_role("cell", name="quasi-newton", exact=True).count() == 1
+
+
+def test_the_live_widget_speaks_japanese(japanese):
+    japanese.evaluate("() => window.app.graph.clear()")
+    japanese.evaluate(_NODE, "ParaTAF_KSampler")
+    title = japanese.locator(".paratafusion-live-title")
+    title.filter(has_text="未実行").wait_for()

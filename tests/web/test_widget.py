@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import re
 import time
 from pathlib import Path
 from typing import Any
@@ -93,10 +92,10 @@ def test_quickstart_from_the_template_browser_in_one_click(server, mode):
     assert any(d["moving"] for d in seen)
     assert filled(page) == 1
     said = words(page)
-    assert said["progress"] == "120 steps" and "for 120 steps" in said["effort"]
+    assert said["progress"].startswith(("120 steps", "est. speed ")) and "for 120 steps" in said["effort"]
     rounds = int(said["title"].removeprefix("Done in ").removesuffix(" rounds"))
     assert 1 < rounds < 120
-    assert said["gain"].endswith((" predicted", f"{120 / rounds:.1f} steps per call"))
+    assert said["gain"] == f"{120 / rounds:.1f} steps per call"
 
     shown = """() => {
         const node = window.app.graph.nodes.find((n) => n.type === 'SaveImage');
@@ -250,7 +249,7 @@ def test_it_is_legible_without_a_mouse_or_a_screen(server, mode):
     assert widget.get_attribute("tabindex") == "0" and widget.get_attribute("role") == "group"
     label = widget.get_attribute("aria-label")
     assert label.startswith("Parallel sampling. Done in ") and "rows evaluated, 12 sequentially" in label
-    assert widget.get_by_role("img").get_attribute("aria-label").endswith("12 steps")
+    assert widget.get_by_role("img").get_attribute("aria-label").startswith("Done in ")
     assert widget.get_by_role("status").text_content() == label
     widget.focus()
     assert page.evaluate(f"() => document.activeElement?.matches('{WIDGET}')")
@@ -314,54 +313,3 @@ def test_coming_back_to_a_workflow_shows_its_last_run(server, mode):
     until(page, "done")
     assert words(page) == said
     assert faults == []
-
-
-BASE = {"rows": 20, "steps": 20, "frozen": 12, "round": 4, "nfe": 30, "state": "running", "first": 12, "levels": [0, 1]}
-SAID = [
-    ({}, ("Round 4", "12 of 20 steps", "30 rows for 20 steps", "3.0 steps per call", "")),
-    ({"rows": 40, "round": 1}, ("Round 1", "12 of 40 evaluations", "30 rows for 40 evaluations",
-                                "12.0 evaluations per call", "")),
-    ({"start": 8}, ("Round 4", "12 of 20 steps", "30 rows for 20 steps", "1.0 steps per call", "")),
-    ({"state": "sketch"}, ("Sketch, 4 rounds", "12 of 20 steps", "30 rows for 20 steps", "3.0 steps per call", "")),
-    ({"state": "stopped"}, ("Stopped in round 4", "12 of 20 steps", "30 rows for 20 steps", "3.0 steps per call", "")),
-    ({"state": "sequential", "reason": "why"}, ("Sequential", "12 of 20 steps", "", "", "⚠ Not parallel: why")),
-    ({"state": "done", "speedup": 2.345, "speedup_kind": "predicted"},
-     ("Done in 4 rounds", "20 steps", "30 rows for 20 steps", "2.3× predicted", "")),
-    ({"state": "done", "round": 1, "speedup": 0.5, "speedup_kind": "measured", "doubt": "hm"},
-     ("Done in 1 round", "20 steps", "30 rows for 20 steps", "0.5× measured", "⚠ In doubt: hm")),
-    ({"state": "done", "warm": "same noise levels"}, ("Done in 4 rounds", "20 steps", "30 rows for 20 steps",
-                                                      "3.0 steps per call", "Warm start: same noise levels")),
-    ({"state": "done", "warm": "cold: other shape"}, ("Done in 4 rounds", "20 steps", "30 rows for 20 steps",
-                                                      "3.0 steps per call", "Started cold: other shape")),
-    ({"state": "done", "rows": 0, "nfe": 0, "round": 0}, ("Nothing to do", "", "", "", "")),
-    ({"state": "stopped", "rows": None, "round": None, "frozen": "x"}, ("Stopped", "", "", "", "")),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("change", "said"), SAID)
-def test_words(mode, change, said):
-    page, _, _ = mode
-    script = "(m) => import('/extensions/ParaTAFusion/live_words.js').then((w) => w.wordsOf(m))"
-    got = page.evaluate(script, {**BASE, **change})
-    assert tuple(got[part] for part in ("title", "progress", "effort", "gain", "note")) == said
-    assert got["label"].startswith("Parallel sampling. ")
-
-
-def test_the_strip_stays_in_its_bounds(mode):
-    """Whatever order rows become final in, and whatever a message leaves out."""
-    page, _, _ = mode
-    script = "(m) => import('/extensions/ParaTAFusion/live_view.js').then((w) => w.stripPaths(m))"
-    changes: list[dict[str, Any]] = [
-        {}, {"jumps": [3, 3, 2, 40, 12]}, {"levels": None, "jumps": None}, {"frozen": 99}, {"frozen": -4, "first": -2},
-        {"rows": 0}, {"rows": 5000, "frozen": 4000, "jumps": list(range(8, 4000, 8))}, {"levels": [9, -9]},
-    ]  # fmt: skip
-    for change in changes:
-        message = {**BASE, **change}
-        got = page.evaluate(script, message)
-        assert got["rows"] == max(message["rows"], 1)
-        for name, path in got["paths"].items():
-            if name != "lines" and path:
-                edges = [float(n) for n in re.findall(r"[MH](-?[0-9.]+)", path)]
-                assert min(edges) >= 0 and max(edges) <= got["rows"], (change, name, path)
-                heights = [float(n) for n in re.findall(r"V(-?[0-9.]+)", path)]
-                assert min(heights) >= 0 and max(heights) <= 24, (change, name, path)

@@ -1,0 +1,99 @@
+"""What runs have measured of a model, kept for the next run of the same kind: in memory, bounded, and only as long as
+its weights stay where they were."""
+
+from __future__ import annotations
+
+import weakref
+from collections import OrderedDict
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from ...paratafusion_core import Report
+from ...paratafusion_core.plan import Machine, latencies_of
+from .batched import cond_lists
+
+#: Kinds of runs that are remembered.
+_ENTRIES = 64
+
+
+@dataclass
+class Known:
+    """Of one kind of run.
+
+    Attributes:
+        model: whose latencies these are. residency: how its weights lay.
+        seconds: {rows: seconds of a round}. engine: of a round, beside the model.
+        independent: the probe has found that rows do not touch each other.
+    """
+
+    model: weakref.ref[Any]
+    residency: Hashable
+    seconds: dict[int, float] = field(default_factory=dict)
+    engine: float = 0.0
+    independent: bool = False
+
+    def machine(self, most: int | None = None) -> Machine:
+        """For the engine; ``most`` rows fit into memory."""
+        return Machine(dict(self.seconds), self.engine, most)
+
+    def learn(self, report: Report) -> None:
+        """Take up what a run has measured."""
+        self.seconds.update(latencies_of(report.rows_per_round, report.seconds_per_round))
+        if report.rounds and report.seconds_per_round:
+            extra = sum(report.seconds_per_round) - report.model_seconds
+            self.engine = max(extra / report.rounds, 0.0)
+
+
+class Latencies:
+    """Known runs by model, shape, dtype, device and conds; the least recently used are dropped first."""
+
+    def __init__(self, entries: int = _ENTRIES) -> None:
+        self._entries = entries
+        self._known: OrderedDict[Hashable, Known] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def of(self, guider: Any, x: Tensor) -> Known:
+        """What is known of runs from ``x`` with this guider's model and conds; forgotten where its weights have moved.
+
+        Clones of a model share what is known as long as they carry the same patches.
+        """
+        patcher = guider.model_patcher
+        conds = tuple(sorted((name, len(conds)) for name, conds in cond_lists(guider).items()))
+        key = (
+            id(patcher.model),
+            getattr(patcher, "patches_uuid", None),
+            tuple(x.shape),
+            x.dtype,
+            x.device,
+            conds,
+            getattr(guider, "cfg", None) == 1.0,
+        )
+        residency = residency_of(patcher)
+        known = self._known.pop(key, None)
+        if known is None or known.model() is not patcher.model or known.residency != residency:
+            known = Known(weakref.ref(patcher.model), residency)
+        self._known[key] = known
+        while len(self._known) > self._entries:
+            self._known.popitem(last=False)
+        return known
+
+
+def residency_of(patcher: Any) -> Hashable:
+    """Where the model's weights are: how much is loaded, and whether the rest is copied in for every call."""
+    loaded = patcher.loaded_size() if hasattr(patcher, "loaded_size") else None
+    model = patcher.model
+    return (
+        loaded,
+        getattr(model, "model_lowvram", None),
+        getattr(model, "lowvram_patch_counter", None),
+        str(getattr(model, "device", None)),
+    )
+
+
+#: Of this process.
+KNOWN = Latencies()

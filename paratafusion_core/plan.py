@@ -1,0 +1,255 @@
+"""The automatic plan: the solver, window and rows of least predicted time, from measured latencies.
+
+A batched call of b rows takes L(b) = w + c b. A plan's time is rounds w + rows c, with the rounds and rows that its
+kind of run takes; the plain sampler's is K L(1). Everything here is a pure function of numbers.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+#: A parallel plan must be predicted to take less than this share of the plain sampler's time.
+WORTH = 0.95
+#: The same share for a run that has already gone back to one row at a time.
+_RETURN = 0.85
+#: Latencies are believed up to so many times the largest batch that was measured.
+REACH = 2
+
+_WINDOWS = (2, 4, 8, 16)
+#: (K, tolerance) -> rounds and rows per step at windows 2, 4, 8, 16 and the whole run: demo network, 4 seeds, CFG 4;
+#: Euler-20, DDIM-50 and DDIM-100 of the normal schedule.
+_WORK: dict[tuple[int, float], tuple[tuple[float, float], ...]] = {
+    (20, 1e-2): ((0.61, 1.18), (0.46, 1.68), (0.40, 2.59), (0.35, 4.30), (0.35, 4.74)),
+    (20, 3e-3): ((0.725, 1.40), (0.54, 1.95), (0.45, 2.94), (0.40, 4.83), (0.40, 5.29)),
+    (20, 1e-3): ((0.76, 1.48), (0.575, 2.08), (0.475, 3.17), (0.44, 5.28), (0.44, 5.76)),
+    (50, 1e-2): ((0.52, 1.02), (0.296, 1.14), (0.216, 1.50), (0.18, 2.30), (0.15, 4.84)),
+    (50, 3e-3): ((0.54, 1.08), (0.36, 1.38), (0.25, 1.79), (0.20, 2.62), (0.17, 5.54)),
+    (50, 1e-3): ((0.64, 1.26), (0.436, 1.66), (0.284, 2.06), (0.22, 2.92), (0.184, 6.06)),
+    (100, 1e-2): ((0.51, 1.01), (0.27, 1.04), (0.158, 1.16), (0.112, 1.52), (0.078, 4.89)),
+    (100, 3e-3): ((0.51, 1.01), (0.288, 1.11), (0.188, 1.39), (0.13, 1.81), (0.088, 5.61)),
+    (100, 1e-3): ((0.538, 1.06), (0.34, 1.30), (0.222, 1.67), (0.148, 2.08), (0.098, 6.17)),
+}
+#: The same at tolerance 0 (DDIM-50, 2 seeds).
+_EXACT: tuple[tuple[float, float], ...] = ((1.0, 1.98), (1.0, 3.88), (1.0, 7.44), (1.0, 13.6), (1.0, 25.5))
+#: Share of these that a warm start takes (10.8 against 14.3 rounds from CFG 4 to 4.6).
+_WARM = 0.75
+#: Rounds and rows of collocation by window, where neither is asked for (DDIM-50 and Euler-20 of the demo network, 6
+#: seeds, targets of 36 and 42 dB), and how many times that a target above 45 dB takes.
+_COLLOCATION = {1: (16.0, 16.0), 2: (9.0, 17.0), 4: (9.0, 27.0)}
+_FINE = 1.1
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What is known of the machine before a run.
+
+    Attributes:
+        latencies: seconds of a whole round of so many rows; empty where nothing was measured.
+        engine: seconds of a round that are not the model's, at least 0.
+        most: rows that fit into memory together, None for no limit.
+        clock: seconds, rising.
+    """
+
+    latencies: Mapping[int, float] = field(default_factory=dict)
+    engine: float = 0.0
+    most: int | None = None
+    clock: Callable[[], float] = time.perf_counter
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Seconds of a round of b rows, w + c b, both at least 0; ``known`` is the largest b that was measured."""
+
+    w: float
+    c: float
+    known: int
+
+    def __call__(self, rows: float) -> float:
+        return self.w + self.c * rows
+
+    def total(self, work: Work) -> float:
+        """Seconds of so many rounds and rows."""
+        return self.w * work.rounds + self.c * work.rows
+
+
+@dataclass(frozen=True)
+class Work:
+    """Batched calls and rows evaluated, as expected."""
+
+    rounds: float
+    rows: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How to run, and the predicted seconds of it and of the plain sampler."""
+
+    solver: str
+    window: int
+    rows: int | None
+    seconds: float
+    plain: float
+
+    def __str__(self) -> str:
+        if self.solver == "sequential":
+            return "plain sampler"
+        return f"{self.solver}, window {self.window}" + (f", {self.rows} rows" if self.rows else "")
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a plan is asked for.
+
+    Attributes:
+        total: K. tolerance: of the freeze rule, for the quasi-Newton solver.
+        target: dB, where collocation may serve and was asked for; None where it is no candidate.
+        rows: evaluations that collocation may spend, None for its own choice.
+        warm: the run starts from an earlier one.
+    """
+
+    total: int
+    tolerance: float
+    target: float | None = None
+    rows: int | None = None
+    warm: bool = False
+
+
+def fit(measured: Mapping[int, float]) -> Latency | None:
+    """w and c of {rows: seconds} with the least squares of the relative errors; None for fewer than two sizes.
+
+    Neither is negative: a batch never takes less than a smaller one.
+    """
+    if len(measured) < 2:
+        return None
+    sizes = np.array(sorted(measured), dtype=float)
+    seconds = np.maximum(np.array([measured[int(b)] for b in sizes]), 1e-12)
+    A = np.stack([1 / seconds, sizes / seconds], 1)
+    w, c = np.linalg.lstsq(A, np.ones(len(A)), rcond=None)[0]
+    if w < 0:
+        w, c = 0.0, A[:, 1].sum() / (A[:, 1] ** 2).sum()
+    elif c < 0:
+        w, c = A[:, 0].sum() / (A[:, 0] ** 2).sum(), 0.0
+    return Latency(float(w), float(c), int(sizes[-1]))
+
+
+def latencies_of(rows: Sequence[int], seconds: Sequence[float]) -> dict[int, float]:
+    """{rows: seconds} of a run's rounds, each size's :func:`typical` one."""
+    found: dict[int, list[float]] = {}
+    for size, spent in zip(rows, seconds, strict=True):
+        found.setdefault(size, []).append(spent)
+    return {size: typical(spent) for size, spent in found.items()}
+
+
+def typical(seconds: Sequence[float]) -> float:
+    """The median, the lower one of an even number: calls are late for many reasons and early for none."""
+    return sorted(seconds)[(len(seconds) - 1) // 2]
+
+
+def windows(total: int, most: int | None) -> list[int]:
+    """The quasi-Newton solver's windows that are candidates: 2, 4, 8, 16 and the whole run, as far as they fit."""
+    found = [w for w in (*_WINDOWS, total) if 1 < w <= total]
+    return sorted({w for w in found if most is None or w <= most})
+
+
+def candidates(question: Question, most: int | None) -> Iterable[tuple[str, int, int | None, Work]]:
+    """(solver, window, rows, expected work) of every parallel plan."""
+    for window in windows(question.total, most):
+        yield "quasi-newton", window, None, quasi_newton_work(question, window)
+    if question.target is not None:
+        for window in (1, 2, 4):
+            if (most is None or window <= most) and window <= question.total:
+                yield "collocation", window, question.rows, collocation_work(question, window)
+
+
+def choose(question: Question, latency: Latency, *, engine: float = 0.0, most: int | None = None) -> Plan:
+    """The plan of least predicted time; the plain sampler unless another saves at least 5 %.
+
+    Args:
+        latency: of whole rounds. engine: their seconds that the plain sampler does not spend. most: rows that fit.
+    """
+    plain = question.total * max(latency(1) - engine, 0.0)
+    best = Plan("sequential", 1, None, plain, plain)
+    limit = WORTH * plain
+    for solver, window, rows, work in candidates(question, most):
+        seconds = latency.total(work)
+        if window <= REACH * latency.known and seconds < min(limit, best.seconds):
+            best = Plan(solver, window, rows, seconds, plain)
+    return best
+
+
+def choose_window(
+    question: Question,
+    left: int,
+    latency: Latency,
+    *,
+    now: int | None = None,
+    engine: float = 0.0,
+    most: int | None = None,
+) -> Plan:
+    """The quasi-Newton window for the ``left`` rows of a run that are not final yet; 1 is the engine one by one.
+
+    Args:
+        now: the window chosen before, None for the first choice. Another wider one than 1 must save 5 % of its time;
+            from window 1 a wider one must save 15 %, as a choice between near equals would be made anew every round.
+    """
+    share = left / question.total
+    plain = left * max(latency(1) - engine, 0.0)
+    times = {1: left * latency(1)}
+    for window in windows(question.total, most):
+        if window <= REACH * latency.known:
+            times[window] = share * latency.total(quasi_newton_work(question, window))
+    limit = (_RETURN if now == 1 else WORTH) * plain
+    able = {window: seconds for window, seconds in times.items() if window > 1 and seconds < limit}
+    best = min(able, key=lambda window: able[window], default=1)
+    if now in able and able[best] > WORTH * able[now]:
+        best = now
+    solver = "sequential" if best == 1 else "quasi-newton"
+    return Plan(solver, best, None, times[best], plain)
+
+
+def quasi_newton_work(question: Question, window: int) -> Work:
+    """Expected rounds and rows of a run at ``window``."""
+    K = question.total
+    level = question.tolerance
+    if window >= K:
+        rounds, rows = _between(K, level, len(_WINDOWS))
+    else:
+        at = min(max(math.log2(window) - 1, 0.0), len(_WINDOWS) - 1.0)
+        low, part = int(at), at - int(at)
+        (r0, n0), (r1, n1) = _between(K, level, low), _between(K, level, min(low + 1, len(_WINDOWS) - 1))
+        rounds, rows = r0 + part * (r1 - r0), n0 + part * (n1 - n0)
+    saved = _WARM if question.warm else 1.0
+    return Work(max(rounds * K * saved, 1.0), max(rows * K * saved, 1.0))
+
+
+def collocation_work(question: Question, window: int) -> Work:
+    """Expected rounds and rows of collocation at ``window`` 1, 2 or 4."""
+    K = question.total
+    if question.rows is not None:
+        asked = min(question.rows, K)
+        return Work(asked if window == 1 else -(-asked // min(window, 3)), asked)
+    rounds, rows = _COLLOCATION[window]
+    extra = _FINE if question.target is not None and question.target > 45 else 1.0
+    return Work(min(rounds * extra, K), min(rows * extra, K) if window == 1 else rows * extra)
+
+
+def _between(K: int, tolerance: float, column: int) -> tuple[float, float]:
+    """(rounds, rows) a step in a column of the table, linear in log K and log tolerance, held beyond its ends."""
+    steps, levels = sorted({k for k, _ in _WORK}), sorted({t for _, t in _WORK})
+    k = min(max(math.log(max(K, 1)), math.log(steps[0])), math.log(steps[-1]))
+    t = min(max(math.log(max(tolerance, 1e-30)), math.log(levels[0])), math.log(levels[-1]))
+    if tolerance < levels[0] / 3:
+        return _EXACT[column]
+    numbers = []
+    for part in (0, 1):
+        by_level = [
+            float(np.interp(k, [math.log(s) for s in steps], [_WORK[s, level][column][part] for s in steps]))
+            for level in levels
+        ]
+        numbers.append(float(np.interp(t, [math.log(level) for level in levels], by_level)))
+    return numbers[0], numbers[1]

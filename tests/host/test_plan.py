@@ -1,0 +1,150 @@
+"""The automatic plan in the host: what is remembered of a model, the plain sampler, memory, and cancelling."""
+
+from __future__ import annotations
+
+import gc
+
+import comfy.model_management
+import comfy.samplers
+import pytest
+import torch
+from paratafusion_pack.nodes.host import latency, sampler
+from paratafusion_pack.nodes.host.latency import Latencies
+from paratafusion_pack.nodes.host.sampler import parallel
+from paratafusion_pack.nodes.host.settings import Outcome, Settings
+from paratafusion_pack.paratafusion_core import Report
+from tiny import as_prediction, conditioning, latent, load, relative, sample, sigmas_of
+
+STEPS = 20
+
+
+class Guider:
+    """What a cache sees of a guider."""
+
+    def __init__(self, model, cfg=4.0):
+        self.model_patcher, self.cfg, self.conds = model, cfg, {"positive": [{"model_conds": {}}]}
+
+
+def run(model, settings=Settings(), name="euler", want_trajectory=False, **asked):
+    outcome = Outcome(want_trajectory)
+    inner = comfy.samplers.sampler_object(name)
+    given = {"positive": conditioning(1), "negative": conditioning(2), "latent_image": latent(model), **asked}
+    result = sample(model, parallel(inner, settings, outcome), sigmas_of(model, name, STEPS), **given)
+    return result, outcome.report, outcome
+
+
+@pytest.fixture
+def fresh(monkeypatch):
+    """A cache of this test's own."""
+    cache = Latencies()
+    monkeypatch.setattr(sampler, "KNOWN", cache)
+    return cache
+
+
+def known(cache, model, seconds):
+    """Make ``cache`` believe ``seconds`` of every run seen so far."""
+    assert len(cache) > 0
+    for entry in cache._known.values():
+        entry.seconds, entry.engine = dict(seconds), 0.0
+
+
+def test_a_run_measures_and_the_next_one_knows(flow_model, fresh):
+    _, first, _ = run(flow_model)
+    assert first.fallback is None and first.plan is not None
+    assert {1, 2} <= set(first.rows_per_round)
+    (entry,) = fresh._known.values()
+    assert {1, 2} <= set(entry.seconds) and all(s > 0 for s in entry.seconds.values())
+
+
+def test_the_plain_sampler_runs_itself_where_nothing_wins(flow_model, fresh):
+    run(flow_model)
+    known(fresh, flow_model, {1: 1.0, 2: 2.0, 4: 4.0})
+    result, report, _ = run(flow_model)
+    inner = comfy.samplers.sampler_object("euler")
+    theirs = sample(flow_model, inner, sigmas_of(flow_model, "euler", STEPS), positive=conditioning(1),
+                    negative=conditioning(2), latent_image=latent(flow_model))  # fmt: skip
+    assert torch.equal(result, theirs)
+    assert report.solver == "sequential" and report.fallback is None
+    assert "plain sampler" in report.plan and "took" in report.plan
+
+
+def test_a_trajectory_is_kept_even_where_nothing_wins(flow_model, fresh):
+    run(flow_model)
+    known(fresh, flow_model, {1: 1.0, 2: 2.0, 4: 4.0})
+    _, report, outcome = run(flow_model, want_trajectory=True)
+    assert outcome.trajectory is not None and len(outcome.trajectory.D) == STEPS
+    assert report.rounds == STEPS and report.plan.startswith("plain sampler")
+
+
+def test_a_machine_with_room_gets_a_window(flow_model, fresh):
+    run(flow_model)
+    known(fresh, flow_model, {1: 9.0, 2: 10.0, 4: 12.0, 8: 16.0})
+    reference, _, _ = run(flow_model, Settings(solver="sequential"))
+    result, report, _ = run(flow_model)
+    assert report.window_per_round[0] > 1 and report.rounds < STEPS
+    assert relative(result, reference) < 0.05
+    assert report.predicted_seconds > 0
+
+
+def test_a_window_or_rounds_of_ones_own_leave_nothing_to_plan(flow_model, fresh):
+    _, report, _ = run(flow_model, Settings(window=4))
+    assert report.solver == "quasi-newton" and report.window_per_round[0] == 4
+    _, report, _ = run(flow_model, Settings(max_rounds=3))
+    assert report.rounds == 3 and report.status == "max_rounds"
+
+
+def test_memory_bounds_the_window(flow_model, fresh, monkeypatch):
+    run(flow_model)
+    known(fresh, flow_model, {1: 9.0, 2: 10.0, 4: 12.0, 8: 16.0})
+    base = flow_model.model
+    monkeypatch.setattr(
+        type(base), "memory_required", lambda self, shape, cond_shapes=None: float(shape[0]), raising=True
+    )
+    monkeypatch.setattr(type(flow_model), "get_free_memory", lambda self, device: 10.0, raising=False)
+    _, report, _ = run(flow_model)  # two conds a row: three rows are 6 of them, times 1.5
+    assert max(report.rows_per_round) <= 3
+
+
+def test_cancelling_a_measured_run(flow_model, fresh):
+    def cancel(*_):
+        raise comfy.model_management.InterruptProcessingException
+
+    with pytest.raises(comfy.model_management.InterruptProcessingException):
+        run(flow_model, callback=cancel)
+    _, report, _ = run(flow_model)
+    assert report.fallback is None
+
+
+def report_of(seconds):
+    report = Report("euler", 2, "quasi-newton", "balanced", 3e-3, 2)
+    report.rounds, report.nfe, report.rows_per_round, report.seconds_per_round = 2, 3, [1, 2], seconds
+    return report
+
+
+def test_what_is_remembered_is_of_one_model_shape_and_residency(flow_model, monkeypatch):
+    cache = Latencies()
+    x = torch.zeros(1, 16, 8, 8)
+    entry = cache.of(Guider(flow_model), x)
+    entry.learn(report_of([1.0, 1.5]))
+    assert entry.seconds == {1: 1.0, 2: 1.5}
+    assert cache.of(Guider(flow_model), x) is entry
+    assert cache.of(Guider(flow_model.clone()), x).seconds == entry.seconds  # a clone is the same model
+    assert not cache.of(Guider(as_prediction(flow_model, "eps")), x[:, :, :4]).seconds
+    assert not cache.of(Guider(flow_model), x.repeat(2, 1, 1, 1)).seconds
+    assert not cache.of(Guider(flow_model), x.half()).seconds
+    assert not cache.of(Guider(flow_model, 1.0), x).seconds
+    monkeypatch.setattr(latency, "residency_of", lambda patcher: "elsewhere")
+    assert not cache.of(Guider(flow_model), x).seconds
+
+
+def test_the_cache_is_bounded_and_keeps_no_model_alive():
+    cache = Latencies(entries=2)
+    model = load("sd3")
+    for size in (1, 2, 3):
+        cache.of(Guider(model), torch.zeros(size, 16, 8, 8)).learn(report_of([1.0, 1.5]))
+    assert len(cache) == 2
+    entry = cache.of(Guider(model), torch.zeros(3, 16, 8, 8))
+    assert entry.seconds
+    del model
+    gc.collect()
+    assert entry.model() is None
