@@ -24,12 +24,14 @@ class Impact:
         again: ``[n]`` expected effect of evaluating each node once more.
         gaps: ``[n-1]`` expected effect of a new row in the middle of each gap.
         bend: ``[n-1]`` expected error of D inside each gap.
+        steepest: the largest alpha dx.dD/|dx|^2 of rows evaluated twice, and its row: what the certificate reads.
     """
 
     moved: Tensor
     again: Tensor
     gaps: Tensor
     bend: Tensor
+    steepest: tuple[float, int]
 
 
 def impact(ground: Ground, nodes: Nodes, lasting: Tensor) -> Impact:
@@ -42,15 +44,25 @@ def impact(ground: Ground, nodes: Nodes, lasting: Tensor) -> Impact:
     turns = torch.diff(slopes(at), dim=0)
     flat = nodes.D.flatten(1)
     changes = (turns.to(flat.dtype).to(flat.device) @ flat).view(len(turns), *nodes.D.shape[1:])
-    norms = torch.cat([nodes.moved, changes]).square().mean(-1).amax(1).sqrt().cpu().double()
-    moved, turned = norms[: len(at)], norms[len(at) :]
+    norms = torch.cat([nodes.moved, changes]).square().mean(-1).amax(1).sqrt()
+    along = (nodes.s * nodes.E).sum(-1).amax(1)
+    numbers = torch.cat([norms, along, nodes.span.flatten(1).amax(1)]).cpu().double()
+    moved, turned, along, span = numbers.split([len(at), len(turns), len(at), len(at)])
+    steep = torch.where(span > 0, ground.alpha[nodes.rows] * (ground.theta[nodes.rows] + along), 0.0)
+    top = int(steep.argmax())
     gap = torch.diff(at)
     bend = turned * gap / 8
     reach = torch.zeros_like(bend)
     for q, (a, b) in enumerate(zip(nodes.rows, nodes.rows[1:], strict=False)):
         # what D of the rows inside weighs in the state at the gap's end
         reach[q] = float(ground.C[b, a + 1 : b].abs().sum())
-    return Impact(moved, _UNKNOWN * moved * lasting[nodes.rows], bend * reach * lasting[nodes.rows[1:]], bend)
+    return Impact(
+        moved,
+        _UNKNOWN * moved * lasting[nodes.rows],
+        bend * reach * lasting[nodes.rows[1:]],
+        bend,
+        (float(steep[top]), nodes.rows[top]),
+    )
 
 
 def candidates(ground: Ground, nodes: Nodes, seen: Impact) -> list[tuple[float, int]]:

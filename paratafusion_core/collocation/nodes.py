@@ -36,13 +36,14 @@ class Ground:
 
     Attributes:
         S: ``[K+1, B, d]``. C: ``[K+1, K]`` float64 on the CPU. u: ``[K]`` coordinate of each row. theta: ``[K]``
-        slope of each row, float64.
+        slope of each row, alpha: ``[K]`` signal level, float64.
     """
 
     S: Tensor
     C: Tensor
     u: Tensor
     theta: Tensor
+    alpha: Tensor
 
     @property
     def total(self) -> int:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..certificate import doubt
 from ..denoisers import Denoise
 from ..devices import send
 from ..engine import call_model
@@ -75,6 +76,7 @@ def collocate(
     lasting = (1 + (scales.sigma / scales.alpha.clamp(min=1e-6) / scales.data_rms) ** 2) ** -0.25
     sigmas = send(system.sigmas, system.S)
     nodes: Nodes | None = None
+    steepest = (0.0, 0.0)
     rows, finished = plan.front[:1], False
     while True:
         started = time.perf_counter()
@@ -84,9 +86,10 @@ def collocate(
         elapsed = time.perf_counter() - started  # the check waited for the device
         nodes = with_evaluated(ground, nodes, rows, y, d if before is None else d - before[rows])
         seen = impact(ground, nodes, lasting)
+        steepest = max(steepest, (seen.steepest[0], float(scales.sigma[seen.steepest[1]])))
         picture = states(ground, nodes, [ground.total])[0]
         passed = nodes.rows[-1] == plan.front[-1]
-        report.estimated_db = estimate_db(ground, nodes, seen, picture) if passed else None
+        report.estimated_db = estimate_db(seen, picture) if passed else None
         _account(report, nodes, seen, scales, len(rows), elapsed)
         finished = passed and _enough(report, plan, options)
         last = finished or report.rounds == options.max_rounds
@@ -100,6 +103,7 @@ def collocate(
         if not rows:
             finished = True
             break
+    report.doubt = doubt(steepest)
     if finished and report.target_db is not None and (report.estimated_db or 0) < report.target_db:
         report.doubt = f"an estimated {report.estimated_db:.0f} dB of the {report.target_db:g} dB asked for"
     D = _all_rows(nodes)
@@ -111,7 +115,7 @@ def _ground(system: System, scales: Scales, before: Tensor | None) -> Ground:
     if before is not None:
         S = torch.addmm(S.flatten(1), send(system.C, S), before.flatten(1)).view_as(S)
     u = coordinate(scales.sigma, scales.alpha, scales.data_rms)
-    return Ground(S, system.C, u, SLOPE * scales.gaussian)
+    return Ground(S, system.C, u, SLOPE * scales.gaussian, scales.alpha)
 
 
 def _check_finite(scales: Scales, rows: list[int], d: Tensor) -> None:

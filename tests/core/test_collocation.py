@@ -73,7 +73,7 @@ def test_states_and_denoised_pictures_agree() -> None:
     """Equation (1) of nodes.py, with secants of the rows that were evaluated twice, written out row by row."""
     system, denoise = ddim(batch=3), Mixture.make().denoiser(1, 1.0)
     S, sigma = system.S.flatten(2), system.sigmas
-    ground = Ground(S, system.C, levels(), 0.5 / (1 + sigma**2))
+    ground = Ground(S, system.C, levels(), 0.5 / (1 + sigma**2), torch.ones_like(sigma))
     nodes = None
     for rows in ([0], [3, 7], [3, 7, 12], [7, 16, 29]):
         y = states(ground, nodes, rows)
@@ -221,13 +221,13 @@ def test_a_target_is_worked_towards() -> None:
     task = demo(1)
     more = {"flow": task.flow, "data_rms": task.data_rms}
     exact = solve(task.system, task.denoise, Options(solver="sequential", **more)).x
-    found = []
-    for target in (34.0, 42.0, 50.0):
-        options = Options(solver="collocation", window=1, target_db=target, **more)
-        report = solve(task.system, task.denoise, options).report
-        assert report.target_db == target
-        assert report.estimated_db is not None
+    spent, near = [], []
+    for target in (36.0, 62.0):
+        done = solve(task.system, task.denoise, Options(solver="collocation", window=1, target_db=target, **more))
+        report = done.report
+        assert report.target_db == target and report.estimated_db is not None
         assert report.estimated_db >= target or report.doubt
-        found.append(report.nfe)
-    assert found == sorted(found) and found[-1] > found[0]
-    del exact
+        spent.append(report.nfe)
+        near.append(fidelity(done.x, exact, 2.0).psnr_db)
+    assert spent[0] < spent[1] <= 50
+    assert near[0] > 36 and near[1] > near[0]
