@@ -161,7 +161,9 @@ def test_the_system_and_the_callbacks_picture_stay_their_owners() -> None:
     before = system.S.clone()
     plain = solve(system, denoise, Options(solver="collocation", window=4)).x
     spoiled = solve(system, denoise, Options(solver="collocation", window=4), callback=lambda p: p.picture.zero_()).x
-    assert torch.equal(system.S, before) and torch.equal(plain, spoiled)
+    assert torch.equal(system.S, before)
+    # sums may depend on where their numbers lie in memory
+    torch.testing.assert_close(spoiled, plain, rtol=0, atol=1e-6)
 
 
 def test_max_rounds_stops_with_the_picture_so_far_and_a_whole_trajectory() -> None:
