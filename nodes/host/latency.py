@@ -26,14 +26,12 @@ class Known:
     Attributes:
         model: whose latencies these are. residency: how its weights lay.
         seconds: {rows: seconds of a round}. engine: of a round, beside the model.
-        independent: the probe has found that rows do not touch each other.
     """
 
     model: weakref.ref[Any]
     residency: Hashable
     seconds: dict[int, float] = field(default_factory=dict)
     engine: float = 0.0
-    independent: bool = False
 
     def machine(self, most: int | None = None) -> Machine:
         """For the engine; ``most`` rows fit into memory."""

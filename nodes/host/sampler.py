@@ -270,11 +270,10 @@ class _Run:
         options = self._options(model, captured, why)
         several = options.window != 1 and captured.evaluations > 1
         probing, probed = time.perf_counter(), 0
-        if several and not known.independent and needs_probe(model, extra_args["model_options"]):
+        if several and needs_probe(model, extra_args["model_options"]):
             _probe(batched, x, captured.sigmas)
             probed = _PROBED
         probing = time.perf_counter() - probing
-        known.independent |= probed > 0
         latent = _latent_format(model)
         cold = _cold_reason(self.warm, x, latent)
         # where noise is left over, the denoised picture is what an artist can look at

@@ -81,7 +81,8 @@ def test_a_machine_with_room_gets_a_window(flow_model, fresh):
     known(fresh, flow_model, {1: 9.0, 2: 10.0, 4: 12.0, 8: 16.0})
     reference, _, _ = run(flow_model, Settings(solver="sequential"))
     result, report, _ = run(flow_model)
-    assert report.window_per_round[0] > 1 and report.rounds < STEPS
+    # how long the window stays is this machine's matter: real rounds soon contradict these latencies
+    assert report.window_per_round[0] > 1
     assert relative(result, reference) < 0.05
     assert report.predicted_seconds > 0
 
