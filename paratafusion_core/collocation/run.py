@@ -92,22 +92,25 @@ def collocate(
         report.estimated_db = estimate_db(seen, picture) if passed else None
         _account(report, nodes, seen, scales, len(rows), elapsed)
         finished = passed and _enough(report, plan, options)
-        last = finished or report.rounds == options.max_rounds
+        rows = [] if finished else next_rows(ground, plan, nodes, seen, report.rounds, report.nfe)
+        finished = finished or not rows  # nothing left to gain: the front always has a next row
         frozen = ground.total if finished else nodes.rows[-1]
         tell(frozen, 0, report.residuals[-1][1], picture)
         report.frozen_per_round.append(frozen)
         report.seconds_per_round.append(time.perf_counter() - started)
-        if last:
+        if finished or report.rounds == options.max_rounds:
             break
-        rows = next_rows(ground, plan, nodes, seen, report.rounds, report.nfe)
-        if not rows:
-            finished = True
-            break
-    report.doubt = doubt(steepest)
-    if finished and report.target_db is not None and (report.estimated_db or 0) < report.target_db:
-        report.doubt = f"an estimated {report.estimated_db:.0f} dB of the {report.target_db:g} dB asked for"
+    report.doubt = _doubts(doubt(steepest), report) if finished else doubt(steepest)
     D = _all_rows(nodes)
     return picture.reshape(shape), D if before is None else D + before, finished
+
+
+def _doubts(steep: str | None, report: Report) -> str | None:
+    """The certificate's sentence, and that the target was missed."""
+    missed = None
+    if report.target_db is not None and report.estimated_db is not None and report.estimated_db < report.target_db:
+        missed = f"an estimated {report.estimated_db:.0f} dB of the {report.target_db:g} dB asked for"
+    return "; ".join(said for said in (missed, steep) if said) or None
 
 
 def _ground(system: System, scales: Scales, before: Tensor | None) -> Ground:

@@ -15,10 +15,11 @@ from paratafusion_core.cli.sample import Task, make_task
 from paratafusion_core.collocation import refusal
 from paratafusion_core.collocation.grid import coordinate, interpolation, middle, place, subdivide
 from paratafusion_core.collocation.nodes import Ground, states, with_evaluated
+from paratafusion_core.collocation.run import _doubts
 from paratafusion_core.demo import model
 from paratafusion_core.demo.mixture import Mixture
 from paratafusion_core.noise import draw
-from paratafusion_core.report import fidelity
+from paratafusion_core.report import Report, fidelity
 
 SHAPE = (4, 8, 8)
 SIGMAS = schedules.normal(30)
@@ -164,6 +165,23 @@ def test_the_system_and_the_callbacks_picture_stay_their_owners() -> None:
     assert torch.equal(system.S, before)
     # sums may depend on where their numbers lie in memory
     torch.testing.assert_close(spoiled, plain, rtol=0, atol=1e-6)
+
+
+def test_a_run_that_has_nothing_left_to_gain_ends_whole() -> None:
+    seen: list[int] = []
+    options = Options(solver="collocation", window=4)
+    done = solve(ddim(), lambda x, sigma: torch.zeros_like(x), options, callback=lambda p: seen.append(p.frozen))
+    assert done.status is Status.CONVERGED and done.report.nfe < 30
+    assert done.report.frozen_per_round[-1] == seen[-1] == 30
+
+
+def test_a_missed_target_does_not_hide_the_certificates_doubt() -> None:
+    report = Report("ddim", 30, "collocation", "standard", 3e-3, 30, target_db=42.0, estimated_db=30.0)
+    both = _doubts("the model decides between pictures", report)
+    assert both is not None and "30 dB of the 42 dB" in both and "decides between pictures" in both
+    report.estimated_db = 50.0
+    assert _doubts("the model decides between pictures", report) == "the model decides between pictures"
+    assert _doubts(None, report) is None
 
 
 def test_max_rounds_stops_with_the_picture_so_far_and_a_whole_trajectory() -> None:
