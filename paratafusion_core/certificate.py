@@ -27,15 +27,12 @@ along g: on two pictures it showed less than 0.1 next to the plane between them.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
 from torch import Tensor
 
 from .rows import Window
-
-Array = np.ndarray[Any, np.dtype[np.float64]]
+from .solvers.base import Array
 
 #: The quotient from which a run is doubtful.
 STEEP = 4.0
@@ -53,18 +50,19 @@ def products(x: Tensor, D: Tensor, before: tuple[Tensor, Tensor], skip: int) -> 
     return torch.stack([(dx * dx).sum(-1), (dx * dD).sum(-1)])
 
 
-def quotients(changes: Tensor, window: Window) -> Array:
+def quotients(changes: Array, window: Window) -> Array:
     """``[n]`` alpha dx . dD / |dx|^2 of each row, the steepest image's; 0 where the change is too small to tell.
 
     Args:
-        changes: ``[2, n, B]`` |dx|^2 and dx . dD, float64 on the CPU.
+        changes: ``[2, n, B]`` |dx|^2 and dx . dD.
         window: these rows.
     """
-    squares, crossed = changes.numpy()
-    scales = window.scales
-    least = (SMALLEST * scales.data_rms) ** 2 * window.size * scales.norm.numpy() ** 2
+    squares, crossed = changes
+    rows = slice(window.first, window.stop)
+    unit = window.run.data_rms * window.run.norm[rows].numpy()
+    least = SMALLEST**2 * window.size * unit**2
     told = squares > least[:, None]
-    slopes = np.where(told, crossed / np.where(told, squares, 1.0), 0.0).max(1) * scales.alpha.numpy()
+    slopes = (crossed / np.where(told, squares, np.inf)).max(1) * window.run.alpha[rows].numpy()
     return np.maximum(slopes, 0.0)
 
 

@@ -7,10 +7,12 @@ up row by row, and looks once more which rows have changed.
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,7 +22,7 @@ from .devices import send
 from .errors import NotFinite
 from .rows import Scales, Window
 from .solvers import Solver
-from .solvers.base import Measured
+from .solvers.base import Array, Flags, Measured
 
 #: A row that moves by more than this many times its own size, or whose D is that much larger than data, has exploded.
 EXPLODED = 20.0
@@ -32,11 +34,11 @@ class Problem:
 
     Attributes:
         S: ``[K+1, B, d]`` working copy.
-        C: ``[K+1, K]`` float64 on the CPU.
+        C: ``[K+1, K]`` float64 on the CPU. weights: C in the dtype and on the device of S.
         sigmas: ``[K]`` as the model is shown them.
         scales: per-row constants.
         shape: ``[B, ...]`` of a state.
-        denoise, solver: of the run.
+        denoise, solver: of the run. matrices: what the solver worked out of C.
         tolerance: of the freeze rule.
         exact: add up row by row, in the sequential order, and freeze only what is equal to the bit.
         warm: ``[K, B, d]`` D of an earlier run on the CPU, or None.
@@ -44,11 +46,13 @@ class Problem:
 
     S: Tensor
     C: Tensor
+    weights: Tensor
     sigmas: Tensor
     scales: Scales
     shape: torch.Size
     denoise: Denoise
     solver: Solver
+    matrices: Any
     tolerance: float
     exact: bool
     warm: Tensor | None
@@ -127,32 +131,37 @@ def play(problem: Problem, front: Front) -> Round:
     begin = time.perf_counter()
     D, evaluated = _evaluate(problem, front)
     seconds = time.perf_counter() - begin
-    sound_D = _sound(D, problem.scales.data_rms)
+    sizes = torch.linalg.vector_norm(D, dim=-1).amax(1)
     if n == 1:
-        return _alone(problem, front, D, sound_D, evaluated, begin, seconds)
+        return _alone(problem, front, D, sizes, evaluated, begin, seconds)
     C = problem.C[first : front.stop, first : front.stop]
-    window = Window(first, front.stop, C, problem.scales.rows(first, front.stop), front.x.shape[-1])
-    measured, numbers, flags, changes = _measure(problem, front, window, D, sound_D)
+    window = Window(first, front.stop, C, problem.scales, front.x.shape[-1], problem.matrices)
+    found = _measure(problem, front, window, D, sizes)
     if D.device.type != "cpu":
         seconds = time.perf_counter() - begin  # the copy waited for the device
-    if not flags[0, 0]:
+    sound = _sound(found.sizes, window)
+    if not sound[0]:
         raise _not_finite(problem, first)
-    if not flags[0].all():  # such a row holds the D of the last row before it that is sound
-        D = D[_last_true(sound_D)]
-        measured, numbers, flags, changes = _measure(problem, front, window, D, sound_D)
+    if not sound.all():  # such a row holds the D of the last row before it that is sound
+        last = np.maximum.accumulate(np.where(sound, np.arange(n), 0))
+        D = D[torch.from_numpy(last).to(D.device)]
+        found = _measure(problem, front, window, D, sizes)
 
-    step = problem.solver.step(window, numbers, measured.state)
-    sound = flags[0] & (step.growth <= EXPLODED)
+    measured = found.measured
+    step = problem.solver.step(window, found.numbers, measured.state)
+    sound = sound & (step.growth <= EXPLODED)
     good = _leading(sound & (step.growth <= problem.solver.trust))
-    calm = flags[1] if problem.exact else step.residual <= problem.tolerance
+    calm = step.residual <= problem.tolerance if found.still is None else found.still
     frozen = min(max(_leading(calm), 1), good)
     old = front.x if problem.solver.moves_x else D
-    new = torch.baddbmm(old.transpose(0, 1), send(step.weights, D), measured.basis).transpose(0, 1)
+    weights = send(torch.from_numpy(step.weights), D)
+    new = torch.baddbmm(old.transpose(0, 1), weights, measured.basis).transpose(0, 1)
     corrected, moved = new, None
     if problem.solver.moves_x:
         corrected, moved = _following(D, new - front.x, window, 0 if problem.exact else frozen), new
     residual = step.residual.tolist()
-    steepest = _steepest(window, step.products if changes is None else changes, min(good, front.known))
+    changes = step.products if found.changes is None else found.changes
+    steepest = _steepest(window, changes, min(good, front.known))
     unsound = n - int(sound.sum())
     return Round(D, corrected, moved, step.state, frozen, good, unsound, residual, evaluated, seconds, steepest)
 
@@ -163,38 +172,57 @@ def _following(D: Tensor, moves: Tensor, window: Window, frozen: int) -> Tensor:
     return torch.cat([D[:frozen] + eps * moves[:frozen], D[frozen:]])
 
 
-def _measure(
-    problem: Problem, front: Front, window: Window, D: Tensor, sound: Tensor
-) -> tuple[Measured, Tensor, Tensor, Tensor | None]:
-    """The round's device work and its one copy to the CPU, in float64.
+class _Found(NamedTuple):
+    """A round's device work, with its numbers in float64 on the CPU.
 
-    Returns:
-        The solver's record and its numbers; flags ``[1, n]``, ``sound``, in the exact mode ``[2, n]`` with the rows
-        that do not change; ``products`` of the changes where the solver does not know them.
+    Attributes:
+        measured: the solver's record. numbers: its numbers.
+        sizes: ``[n]`` norm of each row's D, the largest image's.
+        still: ``[n]`` bool, in the exact mode: which rows do not change.
+        changes: ``products`` of the changes where the solver does not know them.
     """
+
+    measured: Measured
+    numbers: Array
+    sizes: Array
+    still: Flags | None
+    changes: Array | None
+
+
+def _measure(problem: Problem, front: Front, window: Window, D: Tensor, sizes: Tensor) -> _Found:
+    """The round's device work and its one copy to the CPU."""
     S = problem.S[window.first : window.stop]
-    if problem.exact:
-        r = _add_in_order(S.clone(), window.C, D) - front.x
-        flags = torch.stack([sound, (r == 0).flatten(1).all(1)])
-    else:
-        r = S - front.x
-        r.flatten(1).addmm_(send(window.C, D), D.flatten(1))
-        flags = sound[None]
-    measured = problem.solver.measure(window, front.x, D, r, front.state)
-    parts = [measured.numbers, flags.to(D.dtype)]
+    still: list[Tensor] = []
+
+    def residual(out: Tensor) -> Tensor:
+        if problem.exact:
+            torch.sub(_add_in_order(S.clone(), window.C, D).transpose(0, 1), front.x.transpose(0, 1), out=out)
+            still.append((out == 0).all(2).all(0))
+            return out
+        C = problem.weights[window.first : window.stop, window.first : window.stop]
+        torch.sub(S.transpose(0, 1), front.x.transpose(0, 1), out=out)
+        return out.baddbmm_(C.expand(len(out), *C.shape), D.transpose(0, 1))
+
+    measured = problem.solver.measure(window, front.x, D, residual, front.state)
+    parts = [measured.numbers, sizes, *(flags.to(D.dtype) for flags in still)]
     if front.before is not None and not problem.solver.knows_changes:
         parts.append(products(front.x, D, front.before, front.skip))
-    packed = torch.cat([part.flatten() for part in parts]).cpu().double()
-    pieces = packed.split([part.numel() for part in parts])
-    numbers, flags, *changes = (piece.view(part.shape) for piece, part in zip(pieces, parts, strict=True))
-    return measured, numbers, flags > 0, changes[0] if changes else None
+    packed = torch.cat([part.flatten() for part in parts]).cpu().double().numpy()
+    pieces: list[Array] = []
+    at = 0
+    for part in parts:
+        pieces.append(packed[at : at + part.numel()].reshape(part.shape))
+        at += part.numel()
+    numbers, norms, *rest = pieces
+    same = rest.pop(0) > 0 if still else None
+    return _Found(measured, numbers, norms, same, rest[0] if rest else None)
 
 
 def _alone(
-    problem: Problem, front: Front, D: Tensor, sound: Tensor, evaluated: int, begin: float, seconds: float
+    problem: Problem, front: Front, D: Tensor, sizes: Tensor, evaluated: int, begin: float, seconds: float
 ) -> Round:
     """The round of a window of one row, whose state is exact: plain stepping."""
-    finite = bool(sound[0])
+    finite = math.isfinite(float(sizes[0]))
     if D.device.type != "cpu":
         seconds = time.perf_counter() - begin  # it waited for the device
     if not finite:
@@ -213,16 +241,19 @@ def fold(problem: Problem, first: int, D: Tensor) -> None:
     if problem.exact:
         for i, row in enumerate(D, start=first):
             _add_row(problem.S[i + 1 :], problem.C[i + 1 :, i], row)
+        return
+    later, weights = problem.S[stop:], problem.weights[stop:, first:stop]
+    if len(D) == 1:  # a product of matrices takes twice as long
+        later.addcmul_(weights[:, :, None], D)
     else:
-        later = problem.S[stop:]
-        later.flatten(1).addmm_(send(problem.C[stop:, first:stop], D), D.flatten(1))
+        later.flatten(1).addmm_(weights, D.flatten(1))
 
 
 def opening(problem: Problem, stop: int) -> Front:
     """The first window, rows ``0..stop-1``: stepped with the earlier run's D, or with D = 0."""
     x = problem.S[:stop].clone()
     if problem.warm is not None:
-        x = _matmul(problem.C[:stop, :stop], send(problem.warm[:stop], x), x)
+        x = _matmul(problem.weights[:stop, :stop], send(problem.warm[:stop], x), x)
     return Front(0, x, problem.solver.start())
 
 
@@ -254,29 +285,29 @@ def fill(problem: Problem, front: Front, done: Round, first: int, stop: int) -> 
     """
     live, beyond = front.first + done.frozen, front.first + done.good
     D, last = done.corrected[done.frozen : done.good], done.corrected[done.good - 1 : done.good]
-    x = problem.S[first:stop].clone()
-    rows = problem.C[first:stop]
+    x, rows = problem.S[first:stop], problem.C[first:stop]
     ahead = min(stop - 1, problem.total)  # rows that any of these states depends on
     tail = rows[:, beyond:ahead]
     copies = problem.warm is not None and problem.solver.copies_warm
     held = None if copies or ahead <= beyond else tail.sum(1, keepdim=True)
     if problem.exact:
-        x = _add_in_order(x, rows[:, live:beyond], D)
-        x = x if held is None else _matmul(held, last, x)
+        x = _add_in_order(x.clone(), rows[:, live:beyond], D)
+        x = x if held is None else _matmul(send(held, x), last, x)
+    elif len(D):
+        weights = problem.weights[first:stop, live:beyond]
+        if held is not None:
+            whole = rows[:, live:beyond].clone()
+            whole[:, -1:] += held
+            weights = send(whole, x)
+        x = _matmul(weights, D, x)
     else:
-        if len(D):
-            weights = rows[:, live:beyond].clone()
-            if held is not None:
-                weights[:, -1:] += held
-            x.flatten(1).addmm_(send(weights, x), D.flatten(1))
-        elif held is not None:
-            x.flatten(1).addmm_(send(held, x), last.flatten(1))
+        x = x.clone() if held is None else _matmul(send(held, x), last, x)
     if ahead <= beyond:
         return x
     if problem.warm is not None:
         old = send(problem.warm[beyond:ahead], x)
         base = torch.zeros_like(old[:1]) if copies else send(problem.warm[beyond - 1 : beyond], x)
-        x = _matmul(tail, old - base, x)
+        x = _matmul(send(tail, x), old - base, x)
     return x
 
 
@@ -290,13 +321,13 @@ def guess(problem: Problem, front: Front, done: Round) -> Tensor:
     return torch.cat([live, held])
 
 
-def _steepest(window: Window, changes: Tensor | None, rows: int) -> tuple[float, float]:
+def _steepest(window: Window, changes: Array | None, rows: int) -> tuple[float, float]:
     """The largest quotient of the leading ``rows`` and its sigma; these are good and were evaluated before too."""
     if changes is None or rows == 0:
         return 0.0, 0.0
     measured = quotients(changes, window)[:rows]
     row = int(measured.argmax())
-    return float(measured[row]), float(window.scales.sigma[row])
+    return float(measured[row]), float(window.run.sigma[window.first + row])
 
 
 def _evaluate(problem: Problem, front: Front) -> tuple[Tensor, int]:
@@ -310,11 +341,10 @@ def _evaluate(problem: Problem, front: Front) -> tuple[Tensor, int]:
     return D, len(index)
 
 
-def _sound(D: Tensor, data_rms: float) -> Tensor:
-    """``[n]`` bool on the device: finite, and not far larger than data or than the first row, the exact one."""
-    size = torch.linalg.vector_norm(D, dim=-1).amax(1)
-    unit = size[0].clamp(min=data_rms * D.shape[-1] ** 0.5)
-    return size < EXPLODED * unit  # false where either side is NaN, or the first row infinite
+def _sound(sizes: Array, window: Window) -> Flags:
+    """``[n]`` which rows are finite, and not far larger than data or than the first row, the exact one."""
+    unit = max(sizes[0], window.run.data_rms * window.size**0.5)
+    return sizes < EXPLODED * unit  # false where either side is NaN, or the first row infinite
 
 
 def call_model(denoise: Denoise, x: Tensor, sigma: Tensor, shape: torch.Size) -> Tensor:
@@ -333,9 +363,9 @@ def call_model(denoise: Denoise, x: Tensor, sigma: Tensor, shape: torch.Size) ->
     return torch.empty_like(x).copy_(D.reshape(x.shape))
 
 
-def _matmul(C: Tensor, D: Tensor, S: Tensor) -> Tensor:
-    """``S + C D`` for rows of states."""
-    return torch.addmm(S.flatten(1), send(C, D), D.flatten(1)).view_as(S)
+def _matmul(weights: Tensor, D: Tensor, S: Tensor) -> Tensor:
+    """``S + weights D`` for rows of states."""
+    return torch.addmm(S.flatten(1), weights, D.flatten(1)).view_as(S)
 
 
 def _add_row(S: Tensor, c: Tensor, D: Tensor) -> None:
@@ -353,12 +383,6 @@ def _add_in_order(S: Tensor, C: Tensor, D: Tensor) -> Tensor:
     return S
 
 
-def _last_true(flags: Tensor) -> Tensor:
-    """``[n]`` for each entry the index of the last true one up to it (0 if none), without waiting for the device."""
-    places = torch.arange(len(flags), device=flags.device)
-    return (places * (flags & (places <= places[:, None]))).amax(1)
-
-
-def _leading(flags: Tensor) -> int:
+def _leading(flags: Flags) -> int:
     """How many leading entries are true."""
     return [*flags.tolist(), False].index(False)

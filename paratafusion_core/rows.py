@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -82,15 +84,22 @@ class Window:
     Attributes:
         first, stop: the row range; row ``first`` holds the exact state.
         C: ``[n, n]`` the equations among these rows, strictly lower triangular, float64 on the CPU.
-        scales: the rows' constants.
+        run: the constants of all the run's rows.
         size: numbers in one image's state (d).
+        matrices: what the solver worked out of the run's equations before it began.
     """
 
     first: int
     stop: int
     C: Tensor
-    scales: Scales
+    run: Scales
     size: int
+    matrices: Any = None
 
     def __len__(self) -> int:
         return self.stop - self.first
+
+    @cached_property
+    def scales(self) -> Scales:
+        """The rows' constants."""
+        return self.run.rows(self.first, self.stop)

@@ -266,7 +266,20 @@ def _problem(system: System, denoise: Denoise, options: Options, warm: Trajector
     sigmas = send(system.sigmas, S)
     exact = options.tolerance == 0 or options.window == 1 or options.solver == "sequential"
     solver = make(options, warm is not None)
-    return Problem(S, system.C, sigmas, scales, shape, denoise, solver, options.tolerance, exact, old)
+    return Problem(
+        S=S,
+        C=system.C,
+        weights=send(system.C, S),
+        sigmas=sigmas,
+        scales=scales,
+        shape=shape,
+        denoise=denoise,
+        solver=solver,
+        matrices=solver.matrices(system.C[:-1], scales),
+        tolerance=options.tolerance,
+        exact=exact,
+        warm=old,
+    )
 
 
 def _earlier(system: System, options: Options, warm: Trajectory | None) -> Tensor | None:

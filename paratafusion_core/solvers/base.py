@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from ..rows import Window
+from ..rows import Scales, Window
+
+Array = np.ndarray[Any, np.dtype[np.float64]]
+Flags = np.ndarray[Any, np.dtype[np.bool_]]
+
+#: Writes the residuals ``S + C D - x`` into the ``[B, n, d]`` it is given, and gives it back.
+Residual = Callable[[Tensor], Tensor]
 
 
 class Measured(NamedTuple):
@@ -27,7 +35,7 @@ class Measured(NamedTuple):
 
 @dataclass(frozen=True)
 class Step:
-    """One round's decision, made on the CPU from a few numbers.
+    """One round's decision, made on the CPU from a few numbers, in float64.
 
     Attributes:
         residual: ``[n]`` each row's distance from its solution, worst image; a row may freeze where it is at most the
@@ -39,11 +47,11 @@ class Step:
             None where the solver does not measure them.
     """
 
-    residual: Tensor
-    growth: Tensor
-    weights: Tensor
+    residual: Array
+    growth: Array
+    weights: Array
     state: Any
-    products: Tensor | None = None
+    products: Array | None = None
 
 
 class Solver(Protocol):
@@ -69,15 +77,19 @@ class Solver(Protocol):
         """A warm start copies the earlier D (the paper's way) instead of following how it has changed."""
         ...
 
+    def matrices(self, C: Tensor, scales: Scales) -> Any:
+        """What every round needs of the run's equations ``C`` ``[K, K]``: each window brings it along."""
+        ...
+
     def start(self) -> Any:
         """The state before any evaluation."""
         ...
 
-    def measure(self, window: Window, x: Tensor, D: Tensor, r: Tensor, state: Any) -> Measured:
-        """Device work on ``x, D, r`` ``[n, B, d]``: states, denoised pictures, residuals ``S + C D - x``."""
+    def measure(self, window: Window, x: Tensor, D: Tensor, residual: Residual, state: Any) -> Measured:
+        """Device work on states and denoised pictures ``[n, B, d]``, and on residuals that it makes room for."""
         ...
 
-    def step(self, window: Window, numbers: Tensor, state: Any) -> Step:
+    def step(self, window: Window, numbers: Array, state: Any) -> Step:
         """CPU work on the measured numbers in float64."""
         ...
 

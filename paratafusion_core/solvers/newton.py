@@ -37,9 +37,25 @@ import torch
 from torch import Tensor
 
 from ..rows import Scales, Window
-from .base import Measured, Step, shift, unit_lower_inverse
+from .base import Array, Flags, Measured, Residual, Step, unit_lower_inverse
 
-Array = np.ndarray[Any, np.dtype[np.float64]]
+
+@dataclass(frozen=True)
+class Matrices:
+    """What the rounds need of a run's equations, ``[K, ..]``; a window takes its block.
+
+    A block of a triangular matrix's inverse is the inverse of its block, and so with products of triangular matrices.
+
+    Attributes:
+        theta: each row's slope. T: (I - C Theta)^-1. TC: T C.
+        unit: rms of delta that a tolerance of 1 allows. size: rms of a row's own state.
+    """
+
+    theta: Array
+    T: Array
+    TC: Array
+    unit: Array
+    size: Array
 
 
 @dataclass(frozen=True)
@@ -47,25 +63,24 @@ class Secants:
     """What the solver remembers of a window's rows.
 
     Attributes:
-        x, D: ``[n', B, d]`` each row's last evaluation; the first ``skip`` rows have left the window since.
-        dx, dD: ``[m, n', B, d]`` the changes between its evaluations, newest first.
-        seen: ``[n]`` bool on the CPU: x and D hold the row.
-        valid: ``[m, n]`` bool on the CPU: dx and dD hold the change.
-        gram: ``[B, 1 + 2m, k, 1 + 2m, k]`` products of the last round's (r, dx, dD) of the k rows that stayed, once
-            they were measured.
+        x, D: ``[n', B, d]`` each row's last evaluation. The first ``skip`` rows have left the window since, and the
+            ``kept`` next ones are the next window's first.
+        vectors: ``[B, 1 + 2m, n', d]`` r and the changes between evaluations dx, dD, dx, dD, .., newest first; 0 where
+            a row has none.
+        valid: ``[m, n']`` bool: which rows have the change.
+        gram: ``[B, 1 + 2m, k, 1 + 2m, k]`` products of the vectors, once they were measured; of the rows kept.
     """
 
     x: Tensor
     D: Tensor
-    dx: Tensor
-    dD: Tensor
-    seen: Tensor
-    valid: Tensor
+    vectors: Tensor
+    valid: Flags
     gram: Array | None = None
     skip: int = 0
+    kept: int = 0
 
 
-def _lenders(valid: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+def _lenders(valid: Flags) -> np.ndarray[Any, Any]:
     """``[m, n]`` the last row up to each one that has the change, the first row where none has."""
     return np.maximum.accumulate(np.where(valid, np.arange(valid.shape[1]), 0), axis=1)
 
@@ -102,111 +117,96 @@ class TriangularNewton:
             return torch.zeros_like(scales.sigma)
         return scales.gaussian if self.slope == "gaussian" else scales.eps
 
+    def matrices(self, C: Tensor, scales: Scales) -> Matrices:
+        theta, allowed = self.theta(scales), scales.allowed
+        T = unit_lower_inverse(C * theta)
+        unit = torch.where(allowed > 0, allowed, 1.0) * scales.data_rms
+        parts = (theta, T, T @ C, unit, scales.norm * scales.data_rms)
+        return Matrices(*(part.numpy() for part in parts))
+
     def start(self) -> Secants | None:
         return None
 
-    def measure(self, window: Window, x: Tensor, D: Tensor, r: Tensor, state: Secants | None) -> Measured:
-        m, n, kinds = self.history, len(window), 1 + 2 * self.history
-        if m == 0:
-            basis = r.transpose(0, 1)
+    def measure(self, window: Window, x: Tensor, D: Tensor, residual: Residual, state: Secants | None) -> Measured:
+        n, B, d = x.shape
+        vectors = x.new_empty(B, 1 + 2 * self.history, n, d)
+        residual(vectors[:, 0])
+        if self.history == 0:
+            basis = vectors[:, 0]
             return Measured(None, basis, basis @ basis.transpose(1, 2))
-        vectors = x.new_empty(x.shape[1], kinds, n, x.shape[2])
-        vectors[:, 0] = r.transpose(0, 1)
-        dx, dD = (vectors[:, at : at + m].permute(1, 2, 0, 3) for at in (1, 1 + m))  # [m, n, B, d]
-        valid = torch.zeros(m, n, dtype=torch.bool)
-        if state is None:
-            vectors[:, 1:] = 0
-        else:
-            known = min(len(state.x) - state.skip, n)  # leading rows that were in the last window
+        valid = np.zeros((self.history, n), np.bool_)
+        known = 0 if state is None else min(state.kept, n)
+        if known < n:
+            vectors[:, 1:, known:] = 0
+        if state is not None and known:
             was = slice(state.skip, state.skip + known)
-            for changes, now, before, older in ((dx, x, state.x, state.dx), (dD, D, state.D, state.dD)):
-                torch.sub(now[:known], before[was], out=changes[0, :known])
-                if m > 1:
-                    changes[1:, :known] = older[:-1, was]
-                if known < n:
-                    changes[:, known:] = 0
-            valid[0], valid[1:] = state.seen, state.valid[:-1]
+            for kind, now, before in ((1, x, state.x), (2, D, state.D)):
+                torch.sub(now[:known].transpose(0, 1), before[was].transpose(0, 1), out=vectors[:, kind, :known])
+            vectors[:, 3:, :known] = state.vectors[:, 1:-2, was]
+            valid[0, :known] = True
+            valid[1:, :known] = state.valid[:-1, was]
         basis = vectors.flatten(1, 2)
-        # the older changes' products among themselves are the last round's
-        gram = None if state is None else state.gram
-        every = basis.transpose(1, 2)
-        if gram is None or m == 1:
-            numbers = basis @ every
-        else:
-            new = slice((1 + m) * n, (2 + m) * n)
-            upper = basis[:, : 2 * n] @ every  # the new r and dx with all; the new dD's with these are among them
-            lower = basis[:, new] @ every[..., 2 * n :]
-            numbers = torch.cat([upper, torch.cat([upper[..., new].transpose(1, 2), lower], 2)], 1)
-        seen = torch.ones(n, dtype=torch.bool)
-        return Measured(Secants(x, D, dx, dD, seen, valid, gram), basis, numbers)
+        # the products of the older changes among themselves are the last round's
+        numbers = basis[:, : 3 * n] @ basis.transpose(1, 2)
+        return Measured(Secants(x, D, vectors, valid, None if state is None else state.gram), basis, numbers)
 
-    def step(self, window: Window, numbers: Tensor, state: Secants | None) -> Step:
-        theta, images = self.theta(window.scales), numbers.shape[0]
-        T = unit_lower_inverse(window.C * theta)
+    def step(self, window: Window, numbers: Array, state: Secants | None) -> Step:
+        rows, matrices = slice(window.first, window.stop), window.matrices
+        theta, T, TC = matrices.theta[rows], matrices.T[rows, rows], matrices.TC[rows, rows]
+        products = None
         if state is None:
-            gram = numbers.numpy()
-            delta, products = np.broadcast_to(T.numpy(), gram.shape), None
-            change = theta.numpy()[:, None] * delta
+            gram = numbers
+            delta = np.broadcast_to(T, gram.shape)
+            change = theta[:, None] * delta
         else:
-            whole = self._gram(numbers.numpy(), state.gram, len(window))
+            whole = self._gram(numbers, state.gram, len(window))
             state = replace(state, gram=whole)
-            gram = whole.reshape(images, numbers.shape[2], numbers.shape[2])
-            C, valid = window.C.numpy(), state.valid.numpy()
-            delta, change = self._sweep(C, theta.numpy(), T.numpy(), whole, valid)
-            mine = np.einsum("bvkwk->vwkb", whole)[1, [1, 1 + self.history]] * valid[0][:, None]
-            products = torch.from_numpy(mine)
+            gram = whole.reshape(len(whole), whole.shape[1] * len(window), -1)
+            delta, change = self._sweep(theta, T, TC, whole, state.valid)
+            products = np.einsum("bvkwk->vwkb", whole)[1, 1:3]
         squares = np.maximum(((delta @ gram) * delta).sum(-1), 0)
-        rms = np.sqrt(squares.max(0) / window.size) / window.scales.data_rms
+        rms = np.sqrt(squares.max(0) / window.size)
         rms[0] = 0.0
-        allowed = window.scales.allowed.numpy()
-        residual = torch.from_numpy(rms / np.where(allowed > 0, allowed, 1.0))
-        growth = torch.from_numpy(rms / window.scales.norm.numpy())
-        return Step(residual, growth, torch.from_numpy(change), state, products)
+        return Step(rms / matrices.unit[rows], rms / matrices.size[rows], change, state, products)
 
     def _gram(self, numbers: Array, last: Array | None, n: int) -> Array:
-        """``[B, 1 + 2m, n, 1 + 2m, n]`` from the products of all vectors, or of the new ones (r, dx, dD) with all."""
-        m, kinds = self.history, 1 + 2 * self.history
-        B, rows, _ = numbers.shape
-        numbers = numbers.reshape(B, -1, n, kinds, n)
-        if last is None or rows == kinds * n:
-            return numbers
-        new, old = [0, 1, 1 + m], [*range(2, 1 + m), *range(2 + m, kinds)]
-        known = min(last.shape[2], n)
-        was = [i - 1 for i in old]
-        gram = np.zeros((B, kinds, n, kinds, n))
-        for i, kind in zip(old, was, strict=True):
-            gram[:, i, :known, old, :known] = last[:, kind, :known][:, :, was, :known].transpose(2, 0, 1, 3)
-        gram[:, new] = numbers
-        gram[:, :, :, new] = numbers.transpose(0, 3, 4, 1, 2)
+        """``[B, 1 + 2m, n, 1 + 2m, n]`` from the products of the new vectors (r, dx, dD) with all."""
+        kinds = 1 + 2 * self.history
+        new = numbers.reshape(-1, 3, n, kinds, n)
+        if kinds == 3:
+            return new
+        gram = np.zeros((len(new), kinds, n, kinds, n))
+        gram[:, :3] = new
+        gram[:, 3:, :, :3] = new[:, :, :, 3:].transpose(0, 3, 4, 1, 2)
+        if last is not None:
+            known = min(last.shape[2], n)
+            gram[:, 3:, :known, 3:, :known] = last[:, 1:-2, :known, 1:-2, :known]
         return gram
 
-    def _sweep(self, C: Array, theta: Array, T: Array, gram: Array, valid: Array) -> tuple[Array, Array]:
-        """Weights of delta and of J delta over the basis (r, dx, dD), ``[B, n, (1 + 2m) n]`` each.
+    def _sweep(self, theta: Array, T: Array, TC: Array, gram: Array, valid: Flags) -> tuple[Array, Array]:
+        """Weights of delta and of J delta over the basis (r, dx, dD, dx, ..), ``[B, n, (1 + 2m) n]`` each.
 
-        Letters: b image; k, j rows; v, w kinds of vector (r, then S, then E); p, q, s kinds within a row's 2m.
+        Letters: b image; k, j rows; v, w kinds of vector (r, S, E, S, ..); p, q those without r.
         """
-        B, n, m = gram.shape[0], len(C), self.history
-        S, E = slice(1, 1 + m), slice(1 + m, 1 + 2 * m)
-        own = np.einsum("bvkwk->bkvw", gram)  # each row's own products
-        squares = np.einsum("bkvv->bvk", own)[:, S]  # |dx|^2 [B, m, n]
+        B, n, m = gram.shape[0], len(theta), self.history
+        S, E = slice(1, None, 2), slice(2, None, 2)
+        squares = np.einsum("bvkvk->bvk", gram)[:, S]  # |dx|^2 [B, m, n]
         used = valid & (squares > 0)
-        inverse = np.where(used, 1 / np.sqrt(np.where(used, squares, 1.0)), 0.0)
-        scale = np.concatenate([np.ones((B, 1, n)), inverse, inverse], 1)
+        scale = np.ones((B, 1 + 2 * m, n))
+        scale[:, S] = scale[:, E] = used / np.sqrt(np.where(used, squares, 1.0))
         g = gram * scale[..., None, None]
         g *= scale[:, None, None]
         g[:, E] -= theta[:, None, None] * g[:, S]
         g[..., E, :] -= theta * g[..., S, :]
-        lenders = [*_lenders(valid), *_lenders(valid)] if self.borrows else []
+        lenders = [*np.repeat(_lenders(valid), 2, axis=0)] if self.borrows else []
         for v, row in enumerate(lenders, start=1):
             g[:, v] = g[:, v, row]
             g[:, :, :, v] = g[:, :, :, v, row]
 
-        own = np.einsum("bvkwk->bkvw", g)
+        own = np.einsum("bvkwk->bkvw", g)  # each row's own products
         P = self._fit(own[..., S, S], own[..., S, E])
-        TC = T @ C
         known = (g[:, 1:, :, 0] * T).sum(-1).swapaxes(1, 2)  # [b, k, p]
-        # products with (E_j, S_j), which carry (a, b) back: [b, j, k, p, q]
-        back = np.concatenate([g[:, 1:, :, E], g[:, 1:, :, S]], 3).transpose(0, 4, 2, 1, 3) * TC.T[:, :, None, None]
+        back = g[:, 1:, :, 1:].transpose(0, 4, 2, 1, 3) * TC.T[:, :, None, None]  # [b, j, k, p, q]
         A = (back.reshape(B, n, 2 * m * n, 2 * m) @ P).swapaxes(1, 2).reshape(B, 2 * m * n, 2 * m * n)
         y = torch.linalg.solve_triangular(
             torch.from_numpy(np.eye(2 * m * n) - A),
@@ -214,16 +214,14 @@ class TriangularNewton:
             upper=False,
             unitriangular=True,
         ).numpy()
-        ab = (P @ y.reshape(B, n, 2 * m, 1))[..., 0].swapaxes(1, 2)
-        carried = np.concatenate([ab[:, m:], ab[:, :m]], 1)  # weights on (S, E)
-
+        carried = (P @ y.reshape(B, n, 2 * m, 1))[..., 0].swapaxes(1, 2)
         delta = np.empty((B, n, 1 + 2 * m, n))  # [b, k, v, j]
         delta[:, :, 0] = T
         delta[:, :, 1:] = TC[:, None] * carried[:, None]
         change = theta[:, None, None] * delta
         diagonal = np.einsum("bkvk->bvk", change)
         diagonal[:, 1:] += carried
-        for weights in (delta, change):  # from (r, S, E) to (r, dx, dD)
+        for weights in (delta, change):  # from (r, S, E, ..) to (r, dx, dD, ..)
             for v, row in enumerate(lenders, start=1):  # to the rows that lent
                 weights[:, :, v] = weights[:, :, v] @ np.eye(n)[row]
             weights[:, :, S] -= theta * weights[:, :, E]
@@ -231,12 +229,15 @@ class TriangularNewton:
         return delta.reshape(B, n, -1), change.reshape(B, n, -1)
 
     def _fit(self, squares: Array, crossed: Array) -> Array:
-        """``[B, n, 2m, 2m]`` (u, w) -> (a, b) of equation (3), from each row's S S^T and S E^T ``[B, n, m, m]``."""
+        """``[B, n, 2m, 2m]`` (u, w, u, ..) -> (b, a, b, ..) of equation (3), the weights on (S, E, S, ..).
+
+        From each row's S S^T and S E^T ``[B, n, m, m]``.
+        """
         B, n, m, _ = squares.shape
         Ginv = np.linalg.inv(squares + self.ridge * np.eye(m))
         P = np.zeros((B, n, 2 * m, 2 * m))
-        P[..., :m, :m] = P[..., m:, m:] = Ginv
-        P[..., m:, :m] = -Ginv @ ((crossed + crossed.swapaxes(2, 3)) / 2) @ Ginv
+        P[..., ::2, 1::2] = P[..., 1::2, ::2] = Ginv
+        P[..., ::2, ::2] = Ginv @ ((crossed + crossed.swapaxes(2, 3)) / -2) @ Ginv
         return P
 
     def slide(self, state: Secants | None, frozen: int, kept: int, size: int) -> Secants | None:
@@ -244,5 +245,4 @@ class TriangularNewton:
             return None
         cut = slice(frozen, frozen + kept)
         gram = None if state.gram is None else state.gram[:, :, cut, :, cut]
-        seen, valid = shift(state.seen, 0, frozen, kept, size), shift(state.valid, 1, frozen, kept, size)
-        return replace(state, seen=seen, valid=valid, gram=gram, skip=frozen)
+        return replace(state, gram=gram, skip=frozen, kept=kept)

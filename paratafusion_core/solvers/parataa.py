@@ -26,8 +26,8 @@ import torch
 from torch import Tensor
 
 from ..devices import send
-from ..rows import Window
-from .base import Measured, Step, shift, unit_lower_inverse
+from ..rows import Scales, Window
+from .base import Array, Measured, Residual, Step, shift, unit_lower_inverse
 
 
 @dataclass(frozen=True)
@@ -69,13 +69,17 @@ class ParaTAA:
     copies_warm: bool = True
     knows_changes: bool = False
 
+    def matrices(self, C: Tensor, scales: Scales) -> Tensor:
+        """E of equation (1), ``[K, K]``; a block of a triangular matrix's inverse is the inverse of its block."""
+        return unit_lower_inverse(C * scales.eps)
+
     def start(self) -> Iterates | None:
         return None
 
     def _equations(self, window: Window) -> Tensor:
         """``[2n, n]``: of r, the residuals of order o and below them those of order 1."""
         n, alpha = len(window), window.scales.alpha
-        full = unit_lower_inverse(window.C * window.scales.eps)
+        full = window.matrices[window.first : window.stop, window.first : window.stop]
         both = []
         for order in (self.order or min(20, n), 1):
             back = (torch.arange(n) - order).clamp(min=0)
@@ -84,8 +88,10 @@ class ParaTAA:
             both.append(full - carry[:, None] * full[back])
         return torch.cat(both)
 
-    def measure(self, window: Window, x: Tensor, D: Tensor, r: Tensor, state: Iterates | None) -> Measured:
+    def measure(self, window: Window, x: Tensor, D: Tensor, residual: Residual, state: Iterates | None) -> Measured:
         n, m = len(window), self.history - 1
+        r = torch.empty_like(x)
+        residual(r.transpose(0, 1))
         equations = send(self._equations(window), r)
         R, plain = (equations @ r.flatten(1)).view(2, *r.shape)
         if state is None:
@@ -100,14 +106,14 @@ class ParaTAA:
         basis = torch.cat([R[None], X, F]).permute(2, 0, 1, 3).flatten(1, 2)
         return Measured(state, basis, rows @ rows.transpose(2, 3))
 
-    def step(self, window: Window, numbers: Tensor, state: Iterates) -> Step:
+    def step(self, window: Window, numbers: Array, state: Iterates) -> Step:
         n, m, scales = len(window), self.history - 1, window.scales
-        B = numbers.shape[1]
-        plain = (numbers[..., -1, -1].clamp(min=0).amax(1) / window.size).sqrt() / scales.data_rms
+        B, gram = numbers.shape[1], torch.from_numpy(numbers)
+        plain = (gram[..., -1, -1].clamp(min=0).amax(1) / window.size).sqrt() / scales.data_rms
         spread = torch.where(scales.spread > 0, scales.spread, scales.norm)
         residual = plain / spread
         residual[0] = 0.0
-        growth = (numbers[..., 0, 0].clamp(min=0).amax(1) / window.size).sqrt() / scales.data_rms / scales.norm
+        growth = (gram[..., 0, 0].clamp(min=0).amax(1) / window.size).sqrt() / scales.data_rms / scales.norm
 
         weights = torch.zeros(B, n, 1 + 2 * m, n, dtype=torch.float64)
         own = torch.arange(n)
@@ -117,7 +123,7 @@ class ParaTAA:
         if m:
             mask = state.valid.T.double()  # [n, m]
             mask[0] = 0.0  # the first row is exact: it is no equation of the fit
-            vp = (numbers / scales.norm[:, None, None, None] ** 2)[..., :-1, :-1]
+            vp = (gram / scales.norm[:, None, None, None] ** 2)[..., :-1, :-1]
             gram = (vp[..., 1:, 1:] * mask[:, None, :, None] * mask[:, None, None, :]).cumsum(0)
             right = (vp[..., 1:, 0] * mask[:, None]).cumsum(0)
             # a row uses the columns that it has itself
@@ -127,7 +133,7 @@ class ParaTAA:
             gamma[: first + 1] = 0.0
             weights[:, own, 1 : 1 + m, own] = -gamma
             weights[:, own, 1 + m :, own] = -gamma
-        return Step(residual, growth, weights.flatten(2), state)
+        return Step(residual.numpy(), growth.numpy(), weights.flatten(2).numpy(), state)
 
     def slide(self, state: Iterates | None, frozen: int, kept: int, size: int) -> Iterates | None:
         if state is None:

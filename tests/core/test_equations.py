@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -14,10 +15,16 @@ from paratafusion_core.rows import Scales, Window
 from paratafusion_core.solvers.newton import Secants, TriangularNewton
 
 
-def window_of(problem, first: int, n: int, size: int) -> Window:
+def window_of(problem, solver: TriangularNewton, first: int, n: int, size: int) -> Window:
     scales = Scales.of(problem.system, problem.flow, 0.8)
     C = problem.system.C[first : first + n, first : first + n]
-    return Window(first, first + n, C, scales.rows(first, first + n), size)
+    return Window(first, first + n, C, scales, size, solver.matrices(problem.system.C[:-1], scales))
+
+
+def stacked(r: Tensor, dx: Tensor, dD: Tensor) -> Tensor:
+    """``[B, 1 + 2m, n, d]`` r, dx, dD, dx, .. from ``[n, B, d]`` and ``[m, n, B, d]``."""
+    pairs = torch.stack([dx, dD], 1).flatten(0, 1)
+    return torch.cat([r[None], pairs]).permute(2, 0, 1, 3)
 
 
 @pytest.mark.parametrize("scheme", ["ddim", "ddpm", "dpmpp_2m"])
@@ -26,22 +33,27 @@ def window_of(problem, first: int, n: int, size: int) -> Window:
 def test_quasi_newton_sweep(mixture: Callable, scheme: str, m: int, borrows: bool) -> None:
     """Equations (1) and (2): loop over rows with explicit J, random history, some of it missing or borrowed."""
     n, B, d = 6, 2, 30
-    window = window_of(mixture(scheme), 4, n, d)
+    solver = TriangularNewton(history=m, borrows=borrows)
+    window = window_of(mixture(scheme), solver, 4, n, d)
     g = torch.Generator().manual_seed(m)
 
     def random(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=g, dtype=torch.float64)
 
     x, D, r, dx, dD = random(n, B, d), random(n, B, d), random(n, B, d), random(m, n, B, d), random(m, n, B, d)
-    seen = torch.tensor([True] * 4 + [False] * 2)
+    kept = 4
+    seen = torch.arange(n) < kept
     valid = torch.rand(m, n, generator=g) < 0.7
-    solver = TriangularNewton(history=m, borrows=borrows)
-    state, basis, numbers = solver.measure(window, x, D, r, Secants(x - dx[0], D - dD[0], dx, dD, seen, valid))
+    vectors = stacked(r, dx, dD) * torch.cat([seen[None], valid.repeat_interleave(2, 0)])[..., None]
+    flat = vectors.flatten(1, 2)
+    gram = (flat @ flat.transpose(1, 2)).view(B, 1 + 2 * m, n, 1 + 2 * m, n).numpy()
+    before = Secants(x - dx[0], D - dD[0], vectors, valid.numpy(), gram, 0, kept)
+    state, basis, numbers = solver.measure(window, x, D, lambda out: out.copy_(r.transpose(0, 1)), before)
     # measure() takes the newest change from x and D and shifts the others back
     changes = [(x - (x - dx[0]), D - (D - dD[0]), seen)]
-    changes += [(dx[s], dD[s], valid[s]) for s in range(m - 1)]
-    step = solver.step(window, numbers, state)
-    change = (step.weights @ basis).transpose(0, 1)
+    changes += [(dx[s], dD[s], valid[s] & seen) for s in range(m - 1)]
+    step = solver.step(window, numbers.numpy(), state)
+    change = (torch.from_numpy(step.weights) @ basis).transpose(0, 1)
 
     theta, ridge = window.scales.gaussian, solver.ridge
     wanted = torch.zeros(n, B, d, dtype=torch.float64)
@@ -64,7 +76,8 @@ def test_quasi_newton_sweep(mixture: Callable, scheme: str, m: int, borrows: boo
     torch.testing.assert_close(change, wanted, rtol=1e-8, atol=1e-8)
     rms = delta.pow(2).mean(-1).sqrt().amax(1) / 0.8
     rms[0] = 0
-    torch.testing.assert_close(step.residual * window.scales.allowed, rms, rtol=1e-8, atol=1e-8)
+    residual = torch.from_numpy(step.residual)
+    torch.testing.assert_close(residual * window.scales.allowed, rms, rtol=1e-8, atol=1e-8)
 
 
 def test_the_slope_is_exact_on_what_it_has_seen(mixture: Callable) -> None:
@@ -73,15 +86,21 @@ def test_the_slope_is_exact_on_what_it_has_seen(mixture: Callable) -> None:
     g = torch.Generator().manual_seed(0)
     A = torch.randn(d, d, generator=g, dtype=torch.float64)
     A = (A + A.T) / 8
-    window = window_of(mixture(), 5, 2, d)
+    solver = TriangularNewton(history=m, ridge=0.0)
+    window = window_of(mixture(), solver, 5, 2, d)
     dx = torch.randn(m, 2, 1, d, generator=g, dtype=torch.float64)
     dD = dx @ A
-    state = Secants(torch.zeros(2, 1, d), torch.zeros(2, 1, d), dx, dD, torch.ones(2).bool(), torch.ones(m, 2).bool())
     r = torch.zeros(2, 1, d, dtype=torch.float64)
     r[1] = 0.7 * dx[0, 1] - 0.2 * dx[1, 1]
-    basis = torch.cat([r[None], dx, dD]).permute(2, 0, 1, 3).flatten(1, 2)
-    step = TriangularNewton(history=m, ridge=0.0).step(window, basis @ basis.transpose(1, 2), state)
-    change = (step.weights @ basis).transpose(0, 1)
+    vectors = stacked(r, dx, dD)
+    basis = vectors.flatten(1, 2)
+    gram = (basis @ basis.transpose(1, 2)).numpy()
+    whole = gram.reshape(1, 1 + 2 * m, 2, 1 + 2 * m, 2)
+    last = np.roll(whole, -2, (1, 3))  # the older changes stood two places in front a round ago
+    nothing = torch.zeros(2, 1, d)
+    state = Secants(nothing, nothing, vectors, np.ones((m, 2), np.bool_), last)
+    step = solver.step(window, gram[:, : 3 * 2], state)
+    change = (torch.from_numpy(step.weights) @ basis).transpose(0, 1)
     torch.testing.assert_close(change[n], r[n] @ A, rtol=1e-9, atol=1e-9)
 
 
