@@ -39,7 +39,7 @@ def _present(trajectory: Trajectory | None) -> Trajectory:
 
 def _described(trajectory: Trajectory) -> str:
     kind = "" if trajectory.latent is None else f" {trajectory.latent}"
-    size = trajectory.D.numel() * trajectory.D.element_size() / 1e6
+    size = trajectory.nbytes / 1e6
     sketch = "" if trajectory.part is None else f", a sketch with {trajectory.part.final} final"
     return (
         f"{trajectory.sampler}, {len(trajectory.sigmas)} evaluations{sketch}, "

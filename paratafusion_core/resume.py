@@ -14,13 +14,16 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from .devices import send
 from .engine import Front, Problem, Round, call_model
 from .errors import NotFinite
 from .options import Options
+from .solvers import make
+from .solvers.base import Memory
 from .system import System
-from .trajectory import Part, Trajectory
+from .trajectory import Part, Trajectory, half
 
 #: Rows evaluated again: two, or a quarter of a wider window, at most so many.
 CHECKED = 8
@@ -40,12 +43,51 @@ def fingerprint(system: System) -> str:
 
 
 def part_of(
-    problem: Problem, system: System, options: Options, final: int, steepest: tuple[float, float] = (0.0, 0.0)
+    problem: Problem,
+    system: System,
+    options: Options,
+    front: Front,
+    done: Round,
+    D: Tensor,
+    steepest: tuple[float, float],
 ) -> Part:
-    """What a run that stopped behind ``final`` rows leaves to a second one."""
+    """What a run that stops after the round ``done`` leaves to a second one.
+
+    Args:
+        front: the window of the round. D: ``[K, B, d]`` the trajectory, in half precision.
+    """
     slope, sigma = (value if math.isfinite(value) else 0.0 for value in steepest)
     tolerance = 0.0 if problem.exact else options.tolerance
-    return Part(final, tolerance, options.solver, fingerprint(system), slope, sigma)
+    final = front.first + done.frozen
+    changes = _changes(problem, system, final, done, D)
+    return Part(final, tolerance, options.solver, fingerprint(system), slope, sigma, changes)
+
+
+def _changes(problem: Problem, system: System, final: int, done: Round, D: Tensor) -> Tensor | None:
+    """The solver's memory as changes, which half precision serves better than the states between which they lie.
+
+    The second run will stand where the rounded D lead, so that is where the first changes lead to.
+    """
+    memory = problem.solver.leave(done.state, done.frozen, done.good)
+    if memory is None:
+        return None
+    rows = slice(final, final + len(memory.x))
+    stands = send(D, problem.S)
+    start = system.S[rows].reshape(memory.x.shape)
+    x = start + torch.tensordot(send(system.C[rows], start), stands, 1)
+    changes = torch.cat([torch.stack([x - memory.x, stands[rows] - memory.D]), memory.changes])
+    return half(changes).reshape(len(changes), -1, *problem.shape).cpu()
+
+
+def remembering(problem: Problem, front: Front, part: Part) -> Front:
+    """The window behind the final rows, with what the capped run's solver knew of it."""
+    if part.changes is None or problem.warm is None:
+        return front
+    count = min(len(part.changes[0]), len(front.x))
+    changes = send(part.changes[:, :count], front.x).flatten(3)
+    D = send(problem.warm[front.first : front.first + count], front.x)
+    memory = Memory(front.x[:count] - changes[0], D - changes[1], changes[2:])
+    return replace(front, state=problem.solver.take_up(memory))
 
 
 def takes_over(problem: Problem, system: System, options: Options, warm: Trajectory | None) -> bool:
@@ -60,12 +102,12 @@ def takes_over(problem: Problem, system: System, options: Options, warm: Traject
     return same_rule and part.system == fingerprint(system)
 
 
-def continuing(problem: Problem) -> Problem:
-    """``problem`` with a solver that follows the earlier D.
+def continuing(problem: Problem, options: Options, same: bool = True) -> Problem:
+    """``problem`` with the solver of a cold run, or of a warm one where the run turned out not to be the ``same``.
 
     Behind the rows that the capped run had reached its D is a guess, which a solver that copies would keep.
     """
-    solver: Any = problem.solver
+    solver: Any = make(options, warm=not same)
     return replace(problem, solver=replace(solver, copies_warm=False))
 
 
@@ -100,14 +142,19 @@ def look_again(problem: Problem, front: Front, part: Part, width: int) -> Round:
     share = (gap / allowed).nan_to_num(nan=math.inf)
     residual = torch.full((final,), math.nan, dtype=torch.float64)
     residual[rows] = share * problem.tolerance
-    holds = bool((share <= 1).all())
-    frozen, sure = (final, D) if holds else (1, again[:1])
-    steepest = (part.slope, part.slope_sigma) if holds else (0.0, 0.0)
+    same = bool((share <= 1).all())
+    frozen, sure = (final, D) if same else (1, again[:1])
+    steepest = (part.slope, part.slope_sigma) if same else (0.0, 0.0)
     return Round(D, sure, None, front.state, frozen, frozen, 0, residual.tolist(), len(rows), seconds, steepest)
 
 
-def in_words(part: Part, done: Round) -> str:
+def holds(problem: Problem, done: Round) -> bool:
+    """Whether :func:`look_again` found the final rows as they were."""
+    return all(math.isnan(share) or share <= problem.tolerance for share in done.residual)
+
+
+def in_words(problem: Problem, part: Part, done: Round) -> str:
     """What came of it, for the report."""
-    if done.frozen == part.final:
+    if holds(problem, done):
         return f"continued behind {part.final} final rows of the same run, {done.evaluated} of them checked"
     return f"same noise levels; its {part.final} final rows do not hold here and were evaluated again"

@@ -19,11 +19,11 @@ from .engine import Front, Problem, Round, advance, fill, fold, guess, opening, 
 from .options import TARGETS, Options
 from .plan import WORTH, Machine, Plan, Question, collocation_work
 from .report import Report
-from .resume import continuing, in_words, look_again, part_of, standing, takes_over
+from .resume import continuing, holds, in_words, look_again, part_of, remembering, standing, takes_over
 from .rows import Scales
 from .solvers import make
 from .system import System
-from .trajectory import Trajectory
+from .trajectory import Trajectory, half
 from .window import Asked, Pilot, Replan, Shared, Timed
 
 
@@ -134,7 +134,7 @@ def _collocate(
     picture, D, finished = collocate(system, denoise, options, scales, _earlier(system, options, warm), report, tell)
     trajectory = None
     if keep_trajectory:
-        kept = _half(D).reshape(K, *shape).cpu()
+        kept = half(D).reshape(K, *shape).cpu()
         trajectory = Trajectory(kept, system.sigmas.clone(), system.sampler, flow=options.flow)
     status = Status.CONVERGED if finished else Status.MAX_ROUNDS
     _close(report, status, time.perf_counter() - begin)
@@ -160,19 +160,19 @@ def _solve(
     steepest = (0.0, 0.0)
     width, report.window_reason = windows.next(0)
     part = warm.part if warm is not None and takes_over(problem, system, options, warm) else None
-    problem = problem if part is None else continuing(problem)
+    problem = problem if part is None else continuing(problem, options)
     front = opening(problem, min(width, K)) if part is None else standing(problem, part)
     while True:
         started = clock()
         looks = part if report.rounds == 0 else None
         done = play(problem, front) if looks is None else look_again(problem, front, looks, width)
         if looks is not None:
-            report.warm = in_words(looks, done)
+            report.warm = in_words(problem, looks, done)
         final = done.corrected[: done.frozen]
         fold(problem, front.first, final)
         frozen = front.first + done.frozen
         if kept is not None:
-            kept[front.first : frozen] = _half(final)
+            kept[front.first : frozen] = half(final)
         _account(report, front, done)
         steepest = max(steepest, done.steepest)
         finished = frozen == K or report.rounds == options.max_rounds
@@ -187,14 +187,18 @@ def _solve(
             break
         width, report.window_reason = windows.next(frozen)
         front = advance(problem, front, done, min(frozen + width, K))
+        if looks is not None and holds(problem, done):
+            front = remembering(problem, front, looks)
+        elif looks is not None:
+            problem = continuing(problem, options, same=False)
 
     status = Status.CONVERGED if frozen == K else Status.MAX_ROUNDS
     trajectory = None
     if kept is not None:
         if frozen < K:
-            kept[frozen:] = _half(guess(problem, front, done))
+            kept[frozen:] = half(guess(problem, front, done))
+        left = part_of(problem, system, options, front, done, kept, steepest) if frozen < K else None
         D = kept.reshape(K, *problem.shape).cpu()
-        left = part_of(problem, system, options, frozen, steepest) if frozen < K else None
         trajectory = Trajectory(D, system.sigmas.clone(), system.sampler, flow=options.flow, part=left)
     report.doubt = None if problem.exact else doubt(steepest)
     _close(report, status, time.perf_counter() - begin)
@@ -290,11 +294,6 @@ def _earlier(system: System, options: Options, warm: Trajectory | None) -> Tenso
     if warm.shape != tuple(shape):
         raise ValueError(f"warm has latent shape {list(warm.shape)}; {list(shape)}, this run's, is allowed")
     return warm.onto(system.sigmas, options.flow).D.reshape(system.evaluations, shape[0], -1)
-
-
-def _half(D: Tensor) -> Tensor:
-    """float16 without infinities."""
-    return D.clamp(-65504, 65504).half()
 
 
 def _report(system: System, options: Options, warm: Trajectory | None) -> Report:

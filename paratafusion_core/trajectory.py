@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,9 @@ class Part:
         tolerance: of their freeze rule, 0 for exact ones. solver: whose rule it was.
         system: fingerprint of the run's :class:`System`.
         slope, slope_sigma: the steepest slope measured and its noise level, for the report's ``doubt``.
+        changes: ``[2m, k, B, ...]`` float16 of the k rows behind the final ones, as the solver remembered them: what
+            leads from a row's last evaluation to where it stands (x, then D), then the changes between its evaluations
+            (x, D, x, ..), newest first; 0 where a row has none. None where the solver remembers nothing.
     """
 
     final: int
@@ -57,8 +60,14 @@ class Part:
     system: str
     slope: float = 0.0
     slope_sigma: float = 0.0
+    changes: Tensor | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
+        changes = self.changes
+        if changes is not None and (changes.ndim < 4 or len(changes) % 2 or 0 in changes.shape):
+            raise ValueError(f"trajectory changes have shape {list(changes.shape)}; [2m, k, B, ...] is allowed")
+        if changes is not None and not (changes.is_floating_point() and bool(changes.isfinite().all())):
+            raise ValueError("trajectory changes hold NaN, infinity or no floats; finite floats are allowed")
         check_count("trajectory final", self.final)
         for name in ("tolerance", "slope", "slope_sigma"):
             check_real(f"trajectory {name}", getattr(self, name), low=0.0)
@@ -109,11 +118,25 @@ class Trajectory:
             raise ValueError(
                 f"trajectory part has {self.part.final} final rows; fewer than its {len(self.D)} rows are allowed"
             )
+        changes = None if self.part is None else self.part.changes
+        if self.part is not None and changes is not None:
+            left = len(self.D) - self.part.final
+            if changes.shape[2:] != self.D.shape[1:] or changes.shape[1] > left:
+                raise ValueError(
+                    f"trajectory changes have shape {list(changes.shape)}; at most {left} rows of shape "
+                    f"{list(self.D.shape[1:])} are allowed"
+                )
 
     @property
     def shape(self) -> tuple[int, ...]:
         """``[B, ...]``, the latent's shape."""
         return tuple(self.D.shape[1:])
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that its pictures take."""
+        changes = None if self.part is None else self.part.changes
+        return self.D.nbytes + (0 if changes is None else changes.nbytes)
 
     def onto(self, sigmas: Tensor, flow: bool) -> Trajectory:
         """This trajectory at other noise levels: D linear in lambda = log(alpha / sigma), held beyond the ends.
@@ -143,6 +166,11 @@ def _log_snr(sigmas: Tensor, flow: bool) -> Tensor:
     return (alpha.clamp(min=1e-6) / sigmas.double().clamp(min=1e-6)).log()
 
 
+def half(values: Tensor) -> Tensor:
+    """float16 without infinities."""
+    return values.clamp(-65504, 65504).half()
+
+
 def save_trajectory(path: str | Path, trajectory: Trajectory) -> None:
     """Write ``trajectory`` to a safetensors file, atomically.
 
@@ -150,9 +178,12 @@ def save_trajectory(path: str | Path, trajectory: Trajectory) -> None:
         OSError: the folder is missing or not writable.
     """
     facts = {name: getattr(trajectory, name) for name in _FACTS}
-    facts["part"] = None if trajectory.part is None else asdict(trajectory.part)
+    part, tensors = trajectory.part, {"D": trajectory.D.half(), "sigmas": trajectory.sigmas}
+    facts["part"] = None if part is None else {name: getattr(part, name) for name in _PART}
+    if part is not None and part.changes is not None:
+        tensors["changes"] = part.changes
     metadata = {"format": FORMAT, "version": str(VERSION), "facts": json.dumps(facts)}
-    write_tensors(Path(path), {"D": trajectory.D.half(), "sigmas": trajectory.sigmas}, metadata)
+    write_tensors(Path(path), tensors, metadata)
 
 
 def load_trajectory(path: str | Path, max_bytes: int = MAX_BYTES) -> Trajectory:
@@ -166,16 +197,19 @@ def load_trajectory(path: str | Path, max_bytes: int = MAX_BYTES) -> Trajectory:
     try:
         with safe_open(str(path), framework="pt") as file:
             metadata = file.metadata() or {}
-            if metadata.get("format") != FORMAT or set(file.keys()) != {"D", "sigmas"}:
+            names = set(file.keys())
+            if metadata.get("format") != FORMAT or names - {"changes"} != {"D", "sigmas"}:
                 raise ValueError(f"trajectory {path.name} is another kind of file; files of {FORMAT} are allowed")
             if metadata.get("version") != str(VERSION):
                 raise ValueError(f"trajectory {path.name} has version {metadata.get('version')}; {VERSION} is allowed")
             facts = json.loads(metadata.get("facts", "{}"))
             D, sigmas = file.get_tensor("D"), file.get_tensor("sigmas")
+            changes = file.get_tensor("changes") if "changes" in names else None
     except (SafetensorError, json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"trajectory {path.name} is damaged ({error}); a whole safetensors file is allowed") from None
     known, part = _checked(path, facts, _FACTS), facts.get("part")
-    return Trajectory(D, sigmas, **known, part=None if part is None else Part(**_checked(path, part, _PART)))
+    left = None if part is None else Part(**_checked(path, part, _PART), changes=changes)
+    return Trajectory(D, sigmas, **known, part=left)
 
 
 def _checked(path: Path, table: Any, kinds: dict[str, tuple[type, ...]]) -> dict[str, Any]:

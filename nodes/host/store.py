@@ -22,7 +22,7 @@ class Entry:
     @property
     def size(self) -> int:
         """Bytes."""
-        return self.trajectory.D.numel() * self.trajectory.D.element_size()
+        return self.trajectory.nbytes
 
 
 class Store:

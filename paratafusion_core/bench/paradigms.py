@@ -34,7 +34,8 @@ def diffusers() -> Any:
         importlib.import_module("transformers")
     except ImportError as error:
         raise ValueError(
-            f"suite is 'peers'; diffusers and transformers are needed, as of `pip install -e '.[bench]'` ({error})"
+            "suite is 'peers'; diffusers and transformers are needed, as of `pip install -e '.[bench]'` on Python 3.11 "
+            f"or newer ({error})"
         ) from None
     library.utils.logging.set_verbosity_error()
     return library

@@ -33,6 +33,19 @@ class Measured(NamedTuple):
     numbers: Tensor
 
 
+class Memory(NamedTuple):
+    """What a solver remembers of k rows.
+
+    Attributes:
+        x, D: ``[k, B, d]`` their last evaluation.
+        changes: ``[2m, k, B, d]`` the changes before it, x, D, x, .., newest first; 0 where a row has none.
+    """
+
+    x: Tensor
+    D: Tensor
+    changes: Tensor
+
+
 @dataclass(frozen=True)
 class Step:
     """One round's decision, made on the CPU from a few numbers, in float64.
@@ -95,6 +108,14 @@ class Solver(Protocol):
 
     def slide(self, state: Any, frozen: int, kept: int, size: int) -> Any:
         """The state for the next window of ``size`` rows: ``frozen`` leave in front, the next ``kept`` stay."""
+        ...
+
+    def leave(self, state: Any, frozen: int, good: int) -> Memory | None:
+        """What the state knows of the rows from ``frozen`` up to ``good``, for a run that goes on from here."""
+        ...
+
+    def take_up(self, memory: Memory) -> Any:
+        """The state of a solver that remembers this of its window's first rows."""
         ...
 
 

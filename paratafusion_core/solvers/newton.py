@@ -37,7 +37,7 @@ import torch
 from torch import Tensor
 
 from ..rows import Scales, Window
-from .base import Array, Flags, Measured, Residual, Step, unit_lower_inverse
+from .base import Array, Flags, Measured, Memory, Residual, Step, unit_lower_inverse
 
 
 @dataclass(frozen=True)
@@ -246,3 +246,22 @@ class TriangularNewton:
         cut = slice(frozen, frozen + kept)
         gram = None if state.gram is None else state.gram[:, :, cut, :, cut]
         return replace(state, gram=gram, skip=frozen, kept=kept)
+
+    def leave(self, state: Secants | None, frozen: int, good: int) -> Memory | None:
+        if state is None or good == frozen:
+            return None
+        rows = slice(frozen, good)
+        # of the oldest change the next round has no use
+        return Memory(state.x[rows], state.D[rows], state.vectors[:, 1:-2, rows].permute(1, 2, 0, 3))
+
+    def take_up(self, memory: Memory) -> Secants | None:
+        m, n = self.history, len(memory.x)
+        if m == 0:
+            return None
+        vectors = memory.x.new_zeros(memory.x.shape[1], 1 + 2 * m, n, memory.x.shape[2])
+        changes = memory.changes[: 2 * m - 2]
+        vectors[:, 1 : 1 + len(changes)] = changes.permute(2, 0, 1, 3)
+        valid = (vectors[:, 1::2] != 0).any(3).any(0).cpu().numpy()
+        flat = vectors.flatten(1, 2)
+        gram = (flat @ flat.transpose(1, 2)).cpu().double().numpy().reshape(-1, 1 + 2 * m, n, 1 + 2 * m, n)
+        return Secants(memory.x, memory.D, vectors, valid, gram, 0, n)

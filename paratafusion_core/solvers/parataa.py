@@ -27,7 +27,7 @@ from torch import Tensor
 
 from ..devices import send
 from ..rows import Scales, Window
-from .base import Array, Measured, Residual, Step, shift, unit_lower_inverse
+from .base import Array, Measured, Memory, Residual, Step, shift, unit_lower_inverse
 
 
 @dataclass(frozen=True)
@@ -140,3 +140,9 @@ class ParaTAA:
             return None
         old = (state.x, state.R, state.X, state.F, state.seen, state.valid)
         return Iterates(*(shift(t, d, frozen, kept, size) for t, d in zip(old, (0, 0, 1, 1, 0, 1), strict=True)))
+
+    def leave(self, state: Iterates | None, frozen: int, good: int) -> None:
+        return None
+
+    def take_up(self, memory: Memory) -> None:
+        return None

@@ -38,6 +38,49 @@ def test_sketch_and_refinement_cost_one_run_and_one_window(mixture: Make, scheme
             assert fidelity(finished.x, reference).psnr_db > min(fidelity(whole.x, reference).psnr_db - 10, 60)
 
 
+@pytest.mark.parametrize("window", [8, "full"])
+def test_the_second_run_takes_the_path_of_the_whole_one(mixture: Make, window: int | str) -> None:
+    """It knows what the first one's solver knew: its rounds are those that the whole run has left."""
+    same, told, runs = 0, 0, 0
+    for scheme in ("ddim", "dpmpp_2m", "dpmpp_2m_sde"):
+        for seed in range(4):
+            given = mixture(scheme, seed=seed, dtype=torch.float32)
+            whole = solve(given.system, given.denoise, Options(window=window)).report.frozen_per_round
+            for rounds in range(2, len(whole) - 1):
+                sketch = solve(given.system, given.denoise, Options(window=window, max_rounds=rounds))
+                told += sketch.trajectory.part.changes is not None
+                finished = solve(given.system, given.denoise, Options(window=window), warm=sketch.trajectory).report
+                same += finished.frozen_per_round == whole[rounds - 1 :]
+                runs += 1
+    assert told and same >= 0.9 * runs, (same, told, runs)
+
+
+def test_what_the_solver_knew_is_kept_in_the_file(mixture: Make, tmp_path: Path) -> None:
+    given = mixture(dtype=torch.float32)
+    sketch = solve(given.system, given.denoise, Options(window=8, max_rounds=4)).trajectory
+    save_trajectory(tmp_path / "sketch.safetensors", sketch)
+    back = load_trajectory(tmp_path / "sketch.safetensors")
+    assert torch.equal(back.part.changes, sketch.part.changes) and back.nbytes == sketch.nbytes > back.D.nbytes
+    runs = [solve(given.system, given.denoise, Options(window=8), warm=warm) for warm in (sketch, back)]
+    assert torch.equal(runs[0].x, runs[1].x)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (lambda given: given[:, :, :, :1], "shape"),
+        (lambda given: given[:1], "2m, k"),
+        (lambda given: given.repeat(1, 30, *[1] * (given.ndim - 2)), "at most"),
+        (lambda given: torch.full_like(given, math.inf), "infinity"),
+    ],
+)
+def test_changes_that_do_not_fit_are_refused(mixture: Make, changes: Callable[[Tensor], Tensor], said: str) -> None:
+    given = mixture(dtype=torch.float32)
+    sketch = solve(given.system, given.denoise, Options(window=8, max_rounds=4)).trajectory
+    with pytest.raises(ValueError, match=said):
+        replace(sketch, part=replace(sketch.part, changes=changes(sketch.part.changes)))
+
+
 def test_the_account_adds_up(mixture: Make) -> None:
     given = mixture()
     sketch = solve(given.system, given.denoise, Options(max_rounds=4))
