@@ -1,5 +1,6 @@
 """Collocation: the user's own sampler stepped through all its rows with D evaluated on a few of them."""
 
-from .run import collocate, refusal
+from .run import refusal
+from .solution import by_collocation
 
-__all__ = ["collocate", "refusal"]
+__all__ = ["by_collocation", "refusal"]

@@ -1,4 +1,4 @@
-"""The solvers: one small record each; the loop that runs them is ``paratafusion_core/solve.py``."""
+"""The solvers: one small record each; the loop that runs them is ``paratafusion_core/iterate.py``."""
 
 from __future__ import annotations
 

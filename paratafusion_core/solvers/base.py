@@ -1,4 +1,4 @@
-"""What a solver is: pure methods around one loop (``solve.py``), with its state in a record the loop carries."""
+"""What a solver is: pure methods around one loop (``iterate.py``), with its state in a record the loop carries."""
 
 from __future__ import annotations
 

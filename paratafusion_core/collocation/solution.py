@@ -1,0 +1,43 @@
+"""A whole run of the collocation solver: its report, trajectory and outcome."""
+
+from __future__ import annotations
+
+import time
+
+from torch import Tensor
+
+from ..job import Job, Progress, Solution, Status, close
+from ..rows import Scales
+from ..trajectory import Trajectory, half
+from .run import collocate, refusal
+
+
+def by_collocation(job: Job) -> Solution:
+    """Run ``job`` with the collocation solver.
+
+    Raises:
+        ValueError: it cannot serve the system.
+    """
+    begin = time.perf_counter()
+    system, options, callback = job.system, job.options, job.callback
+    why = refusal(system)
+    if why is not None:
+        raise ValueError(f"solver is 'collocation'; quasi-newton is allowed for sampler {system.sampler}, as {why}")
+    report = job.report()
+    report.target_db = options.target
+    K, shape = system.evaluations, system.S.shape[1:]
+
+    def tell(frozen: int, first: int, residual: list[float], picture: Tensor) -> None:
+        if callback is not None:
+            shown = picture.reshape(shape).clone()
+            callback(Progress(report.rounds, frozen, K, report.nfe, first, residual, shown))
+
+    scales = Scales.of(system, options.flow, options.data_rms)
+    picture, D, finished = collocate(system, job.denoise, options, scales, job.earlier(), report, tell)
+    trajectory = None
+    if job.keep_trajectory:
+        kept = half(D).reshape(K, *shape).cpu()
+        trajectory = Trajectory(kept, system.sigmas.clone(), system.sampler, flow=options.flow)
+    status = Status.CONVERGED if finished else Status.MAX_ROUNDS
+    close(report, status, time.perf_counter() - begin)
+    return Solution(picture, status, report, trajectory)

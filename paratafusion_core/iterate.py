@@ -1,0 +1,117 @@
+"""The loop over rounds, for all solvers that evaluate a sliding window."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from .certificate import doubt
+from .devices import send
+from .engine import Front, Problem, Round, advance, fill, fold, guess, opening, play
+from .job import Job, Progress, Solution, Status, close
+from .report import Report
+from .resume import continuing, holds, in_words, look_again, part_of, remembering, standing, takes_over
+from .rows import Scales
+from .solvers import make
+from .trajectory import Trajectory, half
+from .window import Asked, Pilot
+
+
+def iterate(job: Job, windows: Asked | Pilot | None = None, clock: Callable[[], float] = time.perf_counter) -> Solution:
+    """Run ``job`` with the solver that its options name; ``windows`` decides the window of each round."""
+    begin = time.perf_counter()
+    system, options, warm, callback = job.system, job.options, job.warm, job.callback
+    problem, report = _problem(job), job.report()
+    K, asked = problem.total, 1 if options.solver == "sequential" else options.window
+    kept = problem.S.new_empty((K, *problem.S.shape[1:]), dtype=torch.float16) if job.keep_trajectory else None
+    windows = windows or Asked(asked, K)
+    steepest = (0.0, 0.0)
+    width, report.window_reason = windows.next(0)
+    part = warm.part if warm is not None and takes_over(problem, system, options, warm) else None
+    problem = problem if part is None else continuing(problem, options)
+    front = opening(problem, min(width, K)) if part is None else standing(problem, part)
+    while True:
+        started = clock()
+        looks = part if report.rounds == 0 else None
+        done = play(problem, front) if looks is None else look_again(problem, front, looks, width)
+        if looks is not None:
+            report.warm = in_words(problem, looks, done)
+        final = done.corrected[: done.frozen]
+        fold(problem, front.first, final)
+        frozen = front.first + done.frozen
+        if kept is not None:
+            kept[front.first : frozen] = half(final)
+        _account(report, front, done)
+        steepest = max(steepest, done.steepest)
+        finished = frozen == K or report.rounds == options.max_rounds
+        picture = fill(problem, front, done, K, K + 1)[0] if finished or callback else None
+        report.seconds_per_round.append(clock() - started)
+        if looks is None:
+            windows.record(done.frozen, done.evaluated, report.seconds_per_round[-1])
+        if callback is not None and picture is not None:
+            shown = picture.reshape(problem.shape).clone()  # the callback's own
+            callback(Progress(report.rounds, frozen, K, report.nfe, front.first, done.residual, shown))
+        if finished and picture is not None:
+            break
+        width, report.window_reason = windows.next(frozen)
+        front = advance(problem, front, done, min(frozen + width, K))
+        if looks is not None and holds(problem, done):
+            front = remembering(problem, front, looks)
+        elif looks is not None:
+            problem = continuing(problem, options, same=False)
+
+    status = Status.CONVERGED if frozen == K else Status.MAX_ROUNDS
+    trajectory = None if kept is None else _trajectory(job, problem, front, done, kept, steepest)
+    report.doubt = None if problem.exact else doubt(steepest)
+    close(report, status, time.perf_counter() - begin)
+    return Solution(picture.reshape(problem.shape), status, report, trajectory)
+
+
+def _trajectory(
+    job: Job, problem: Problem, front: Front, done: Round, kept: Tensor, steepest: tuple[float, float]
+) -> Trajectory:
+    """Of a run that ended with the round ``done``; ``kept`` ``[K, B, d]`` holds its final rows."""
+    system, options, frozen, part = job.system, job.options, front.first + done.frozen, None
+    if frozen < problem.total:
+        kept[frozen:] = half(guess(problem, front, done))
+        part = part_of(problem, system, options, front, done, kept, steepest)
+    D = kept.reshape(len(kept), *problem.shape).cpu()
+    return Trajectory(D, system.sigmas.clone(), system.sampler, flow=options.flow, part=part)
+
+
+def _problem(job: Job) -> Problem:
+    system, options = job.system, job.options
+    shape = system.S.shape[1:]
+    S = system.S.detach().reshape(len(system.S), shape[0], -1).clone()
+    scales = Scales.of(system, options.flow, options.data_rms)
+    sigmas = send(system.sigmas, S)
+    exact = options.tolerance == 0 or options.window == 1 or options.solver == "sequential"
+    solver = make(options, job.warm is not None)
+    return Problem(
+        S=S,
+        C=system.C,
+        weights=send(system.C, S),
+        sigmas=sigmas,
+        scales=scales,
+        shape=shape,
+        denoise=job.denoise,
+        solver=solver,
+        matrices=solver.matrices(system.C[:-1], scales),
+        tolerance=options.tolerance,
+        exact=exact,
+        warm=job.earlier(),
+    )
+
+
+def _account(report: Report, front: Front, done: Round) -> None:
+    report.rounds += 1
+    report.nfe += done.evaluated
+    report.rows_per_round.append(done.evaluated)
+    report.frozen_per_round.append(front.first + done.frozen)
+    report.window_per_round.append(len(front.x))
+    report.residuals.append((front.first, done.residual))
+    report.repairs += done.unsound
+    report.model_seconds += done.model_seconds
