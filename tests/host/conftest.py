@@ -41,6 +41,17 @@ _start_host()
 _load_pack()
 
 
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    """A running ComfyUI with the pack, for the tests of one file."""
+    from comfy_server import Server
+
+    running = Server(tmp_path_factory.mktemp("comfyui"))
+    running.start()
+    yield running
+    running.stop()
+
+
 @pytest.fixture(scope="session")
 def flow_model():
     """The tiny SD3: a flow model."""

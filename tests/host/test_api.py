@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from comfy_server import PromptError, Server
+from comfy_server import PromptError
 from PIL import Image
 
 IDS = [
@@ -16,14 +16,6 @@ IDS = [
     "ParaTAF_LoadTrajectory", "ParaTAF_KeepTrajectory", "ParaTAF_RecallTrajectory", "ParaTAF_Report", "ParaTAF_Compare",
     "ParaTAF_DemoModel", "ParaTAF_DemoPrompt",
 ]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    running = Server(tmp_path_factory.mktemp("comfyui"))
-    running.start()
-    yield running
-    running.stop()
 
 
 def demo(sampler: str = "euler", *, node: str = "ParaTAF_KSampler", seed: int = 5, steps: int = 20, cfg: float = 4.0,

@@ -7,7 +7,6 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from comfy_server import Server
 from english import from_schemas
 from PIL import Image
 
@@ -21,14 +20,6 @@ CODE, BOLD = re.compile(r"`([^`]+)`"), re.compile(r"\*\*([^*]+)\*\*", re.DOTALL)
 @pytest.fixture(scope="module")
 def texts():
     return from_schemas()
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    running = Server(tmp_path_factory.mktemp("comfyui"))
-    running.start()
-    yield running
-    running.stop()
 
 
 def page(node: str) -> str:

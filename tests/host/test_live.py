@@ -6,7 +6,6 @@ import json
 import math
 from typing import Any
 
-import pytest
 import torch
 from comfy_server import Server
 from paratafusion_pack.nodes.host.live import EVENT, PERIOD, Live, levels
@@ -129,14 +128,6 @@ def test_a_plain_run_tells_each_step_and_keeps_the_callback():
 def test_levels_are_logarithmic_and_bounded():
     assert levels([0.0, 1e-3, 1e-1, 1.0, 1e9, math.nan, math.inf], 1e-3) == [0, 0, 0.67, 1, 1, 1, 1]
     assert levels([0.0, 1e-6], 0.0) == [0, 0]
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    running = Server(tmp_path_factory.mktemp("comfyui"))
-    running.start()
-    yield running
-    running.stop()
 
 
 def connect(server: Server, client: str) -> Any:
