@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -260,8 +261,9 @@ def _wrapped(pen: ImageDraw.ImageDraw, text: str, font: _Font, width: float) -> 
             line = word
         else:
             line = longer
-        while pen.textlength(line, font) > width:
-            line = line[:-4] + ".."
+        if pen.textlength(line, font) > width:
+            fits = bisect_left(range(len(line)), True, key=lambda n: pen.textlength(line[:n] + "..", font) > width)
+            line = line[: max(fits - 1, 0)] + ".."
     lines.append(line)
     return lines if len(lines) <= 3 else [*lines[:2], lines[2] + " .."]
 

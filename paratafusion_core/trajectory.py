@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import struct
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,9 @@ from .files import write_tensors
 
 FORMAT = "paratafusion-trajectory"
 VERSION = 1
-MAX_BYTES = 1 << 30
+MAX_BYTES = 900 << 20
 _MAX_HEADER = 1 << 20
+_LONGEST = 200
 _NOTHING = type(None)
 #: What a file says of a trajectory beside its tensors, and of its part, with the types that are allowed.
 _FACTS: dict[str, tuple[type, ...]] = {
@@ -35,6 +37,9 @@ _PART: dict[str, tuple[type, ...]] = {
     "system": (str,),
     "slope": (float, int),
     "slope_sigma": (float, int),
+    "rows": (list,),
+    "rounds": (int,),
+    "nfe": (int,),
 }
 
 
@@ -49,9 +54,10 @@ class Part:
         tolerance: of their freeze rule, 0 for exact ones. solver: whose rule it was.
         system: fingerprint of the run's :class:`System`.
         slope, slope_sigma: the steepest slope measured and its noise level, for the report's ``doubt``.
-        changes: ``[2m, k, B, ...]`` float16 of the k rows behind the final ones, as the solver remembered them: what
-            leads from a row's last evaluation to where it stands (x, then D), then the changes between its evaluations
-            (x, D, x, ..), newest first; 0 where a row has none. None where the solver remembers nothing.
+        changes: ``[2m, k, B, ...]`` float16 of k rows, those behind the final ones or ``rows``, as the solver
+            remembered them: what leads from a row's last evaluation to where it stands (x, then D), then the changes
+            between its evaluations (x, D, x, ..), newest first; 0 where a row has none. None where it has no memory.
+        rows, rounds, nfe: of collocation, the rows that were evaluated, ascending, and what they cost.
     """
 
     final: int
@@ -61,8 +67,14 @@ class Part:
     slope: float = 0.0
     slope_sigma: float = 0.0
     changes: Tensor | None = field(default=None, compare=False, repr=False)
+    rows: tuple[int, ...] = ()
+    rounds: int = 0
+    nfe: int = 0
 
     def __post_init__(self) -> None:
+        rows = (-1, *self.rows)
+        if not all(isinstance(row, int) for row in rows) or any(a >= b for a, b in pairwise(rows)):
+            raise ValueError(f"trajectory rows are {list(self.rows)!r:.80}; whole numbers that rise from 0 are allowed")
         changes = self.changes
         if changes is not None and (changes.ndim < 4 or len(changes) % 2 or 0 in changes.shape):
             raise ValueError(f"trajectory changes have shape {list(changes.shape)}; [2m, k, B, ...] is allowed")
@@ -105,7 +117,7 @@ class Trajectory:
             raise ValueError(
                 f"trajectory D is {self.D.dtype} of shape {list(self.D.shape)}; floats [K, B, ...] are allowed"
             )
-        if not self.D.isfinite().all():
+        if not all(bool(row.isfinite().all()) for row in self.D):  # row by row: a mask of all of it is large
             raise ValueError("trajectory D holds NaN or infinity; finite numbers are allowed")
         real = self.sigmas.is_floating_point() and self.sigmas.dtype.itemsize >= 4
         fits = real and self.sigmas.shape == self.D.shape[:1]
@@ -118,14 +130,21 @@ class Trajectory:
             raise ValueError(
                 f"trajectory part has {self.part.final} final rows; fewer than its {len(self.D)} rows are allowed"
             )
-        changes = None if self.part is None else self.part.changes
-        if self.part is not None and changes is not None:
-            left = len(self.D) - self.part.final
-            if changes.shape[2:] != self.D.shape[1:] or changes.shape[1] > left:
-                raise ValueError(
-                    f"trajectory changes have shape {list(changes.shape)}; at most {left} rows of shape "
-                    f"{list(self.D.shape[1:])} are allowed"
-                )
+        if self.part is not None:
+            self._check_fits(self.part)
+
+    def _check_fits(self, part: Part) -> None:
+        rows, changes, K = part.rows, part.changes, len(self.D)
+        if rows and rows[-1] >= K:
+            raise ValueError(f"trajectory rows reach {rows[-1]}; at most {K - 1}, the last of its rows, is allowed")
+        if changes is None:
+            return
+        left = len(rows) if rows else K - part.final
+        if changes.shape[2:] != self.D.shape[1:] or changes.shape[1] > left or (rows and changes.shape[1] < left):
+            raise ValueError(
+                f"trajectory changes have shape {list(changes.shape)}; {'' if rows else 'at most '}{left} rows of "
+                f"shape {list(self.D.shape[1:])} are allowed"
+            )
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -208,8 +227,10 @@ def load_trajectory(path: str | Path, max_bytes: int = MAX_BYTES) -> Trajectory:
     except (SafetensorError, json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"trajectory {path.name} is damaged ({error}); a whole safetensors file is allowed") from None
     known, part = _checked(path, facts, _FACTS), facts.get("part")
-    left = None if part is None else Part(**_checked(path, part, _PART), changes=changes)
-    return Trajectory(D, sigmas, **known, part=left)
+    if part is not None:
+        told = _checked(path, part, _PART)
+        part = Part(**{**told, "rows": tuple(told["rows"])}, changes=changes)
+    return Trajectory(D, sigmas, **known, part=part)
 
 
 def _checked(path: Path, table: Any, kinds: dict[str, tuple[type, ...]]) -> dict[str, Any]:
@@ -221,6 +242,10 @@ def _checked(path: Path, table: Any, kinds: dict[str, tuple[type, ...]]) -> dict
         if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed):
             names = " or ".join(kind.__name__ for kind in allowed)
             raise ValueError(f"trajectory {path.name} has {name} {value!r:.80}; {names} is allowed")
+        if isinstance(value, str) and (len(value) > _LONGEST or not value.isprintable()):
+            raise ValueError(
+                f"trajectory {path.name} has {name} {value!r:.80}; at most {_LONGEST} letters that print are allowed"
+            )
     return {name: table[name] for name in kinds if name in table}
 
 

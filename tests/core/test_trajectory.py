@@ -133,13 +133,18 @@ def test_too_large_is_refused_before_it_is_read(path: Path, monkeypatch: pytest.
     monkeypatch.setattr(module, "safe_open", lambda *_, **__: pytest.fail("the file was read"))
     with pytest.raises(ValueError, match=f"{path.stat().st_size} bytes; at most 99 are allowed"):
         load_trajectory(path, max_bytes=99)
-    with path.open("r+b") as file:
-        file.truncate(module.MAX_BYTES + 1)  # sparse: takes no room
-    refused(path, str(module.MAX_BYTES + 1), str(module.MAX_BYTES))
+    for size in (module.MAX_BYTES + 1, 10**9, 1 << 30):
+        with path.open("r+b") as file:
+            file.truncate(size)  # sparse: takes no room
+        refused(path, str(size), str(module.MAX_BYTES))
 
 
 def tensors(**changes: Tensor) -> dict[str, Tensor]:
     return {"D": example().D, "sigmas": example().sigmas} | changes
+
+
+PART = {"final": 1, "tolerance": 0.1, "solver": "collocation", "system": "x", "slope": 0.0, "slope_sigma": 0.0,
+        "rows": [], "rounds": 0, "nfe": 0}  # fmt: skip
 
 
 def facts(**changes: Any) -> dict[str, str]:
@@ -170,6 +175,12 @@ def facts(**changes: Any) -> dict[str, str]:
         (tensors(), META | {"facts": "[" * 5000}, ""),
         (tensors(), facts(sampler=3), "3"),
         (tensors(), facts(seed="x"), "'x'"),
+        (tensors(), facts(latent="x" * 201), "at most 200 letters"),
+        (tensors(), facts(sampler="ddim\x00"), "letters that print"),
+        (tensors(), facts(part=PART | {"rows": [3, 3]}), "rise"),
+        (tensors(), facts(part=PART | {"rows": [0, 5]}), "reach 5"),
+        (tensors(), facts(part=PART | {"rows": "0"}), "list"),
+        (tensors(changes=torch.ones(2, 1, 1, 3).half()), facts(part=PART), "changes"),
     ],
 )
 def test_foreign_files(path: Path, content: dict[str, Tensor], meta: dict[str, str], part: str) -> None:
