@@ -13,7 +13,7 @@ from .devices import send
 from .engine import Front, Problem, Round, advance, fill, fold, guess, opening, play
 from .job import Job, Progress, Solution, Status, close
 from .report import Report
-from .resume import continuing, holds, in_words, look_again, part_of, remembering, standing, takes_over
+from .resume import continuing, holds, in_words, look_again, obstacle, part_of, remembering, standing
 from .rows import Scales
 from .solvers import make
 from .trajectory import Trajectory, half
@@ -30,7 +30,9 @@ def iterate(job: Job, windows: Asked | Pilot | None = None, clock: Callable[[], 
     windows = windows or Asked(asked, K)
     steepest = (0.0, 0.0)
     width, report.window_reason = windows.next(0)
-    part = warm.part if warm is not None and takes_over(problem, system, options, warm) else None
+    part = None if warm is None else warm.part
+    if part is not None and (why := obstacle(problem, system, options, part)) is not None:
+        part, report.warm = None, f"{report.warm}; nothing of the sketch is taken over, as {why}"
     problem = problem if part is None else continuing(problem, options)
     front = opening(problem, min(width, K)) if part is None else standing(problem, part)
     while True:

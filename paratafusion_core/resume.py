@@ -23,7 +23,7 @@ from .options import Options
 from .solvers import make
 from .solvers.base import Memory
 from .system import System
-from .trajectory import Part, Trajectory, half
+from .trajectory import Part, half
 
 #: Rows evaluated again: two, or a quarter of a wider window, at most so many.
 CHECKED = 8
@@ -90,16 +90,22 @@ def remembering(problem: Problem, front: Front, part: Part) -> Front:
     return replace(front, state=problem.solver.take_up(memory))
 
 
-def takes_over(problem: Problem, system: System, options: Options, warm: Trajectory | None) -> bool:
-    """Whether ``warm`` is of a capped run of this system whose final rows are accurate enough for this one.
+def obstacle(problem: Problem, system: System, options: Options, part: Part) -> str | None:
+    """Why a capped run's final rows cannot be taken over, or None.
 
     An exact run has no use for rows in half precision. ParaTAA's tolerance is in units of its own.
     """
-    part = None if warm is None else warm.part
-    if part is None or problem.exact or part.tolerance > options.tolerance:
-        return False
-    same_rule = part.tolerance == 0 or (part.solver == "parataa") == (options.solver == "parataa")
-    return same_rule and part.system == fingerprint(system)
+    if part.system != fingerprint(system):
+        return "it is of another run"
+    if part.rows:
+        return "it was interpolated"
+    if problem.exact:
+        return "this run is exact"
+    if part.tolerance > options.tolerance:
+        return f"its tolerance {part.tolerance:g} is above this run's {options.tolerance:g}"
+    if part.tolerance > 0 and (part.solver == "parataa") != (options.solver == "parataa"):
+        return f"its tolerance is that of {part.solver}"
+    return None
 
 
 def continuing(problem: Problem, options: Options, same: bool = True) -> Problem:

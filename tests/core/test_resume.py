@@ -55,6 +55,23 @@ def test_the_second_run_takes_the_path_of_the_whole_one(mixture: Make, window: i
     assert told and same >= 0.9 * runs, (same, told, runs)
 
 
+@pytest.mark.parametrize(
+    ("first", "second", "why"),
+    [
+        (Options(preset="fast"), Options(), "its tolerance 0.01 is above this run's 0.003"),
+        (Options(), Options(preset="exact"), "this run is exact"),
+        (Options("parataa"), Options(), "its tolerance is that of parataa"),
+        (Options("collocation", window=1), Options(), "it was interpolated"),
+    ],
+)
+def test_a_sketch_that_is_of_no_use_says_why(mixture: Make, first: Options, second: Options, why: str) -> None:
+    given = mixture(dtype=torch.float32)
+    sketch = solve(given.system, given.denoise, replace(first, max_rounds=3)).trajectory
+    report = solve(given.system, given.denoise, second, warm=sketch).report
+    assert report.warm == f"same noise levels; nothing of the sketch is taken over, as {why}"
+    assert report.status == "converged"
+
+
 def test_what_the_solver_knew_is_kept_in_the_file(mixture: Make, tmp_path: Path) -> None:
     given = mixture(dtype=torch.float32)
     sketch = solve(given.system, given.denoise, Options(window=8, max_rounds=4)).trajectory
