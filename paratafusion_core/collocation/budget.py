@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..options import Options
+from ..plan import collocation_rounds
 from .grid import place, subdivide
 from .impact import Impact, candidates
 from .nodes import Ground, Nodes
@@ -29,7 +30,7 @@ class Budget:
 
 
 def budget(ground: Ground, options: Options) -> Budget:
-    """The plan for ``options``: window 1 walks ``rows`` nodes; wider windows spend about three rows a round, so that
+    """The plan for ``options``: window 1 walks ``rows`` nodes; wider windows spend two or three rows a round, so that
     rows behind the front are evaluated again while it moves on."""
     K = ground.total
     width = K if options.window == "full" else 1 if options.window == "auto" else min(int(options.window), K)
@@ -39,8 +40,7 @@ def budget(ground: Ground, options: Options) -> Budget:
         return Budget(front, len(front), len(front), 1)
     default = {2: 19, 3: 25}.get(width, _PIPELINED)
     rows = options.rows or default
-    each = min(width, 3)
-    rounds = max(2, min(-(-rows // each), K))
+    rounds = collocation_rounds(rows, width, K)
     front = place(ground.u, max(rounds - 1, 2))
     return Budget(front, max(rounds, len(front)), rows, width)
 

@@ -24,15 +24,17 @@ def coordinate(sigma: Tensor, alpha: Tensor, data_rms: float) -> Tensor:
 def place(u: Tensor, count: int) -> list[int]:
     """``count`` rows (clamped to 2..K), the first and the last among them, spread over u.
 
-    The spacing is even but for the first gaps, which rise by 0.2 to 1 from 0.75 (12 rows and fewer) or 0.2 (22 and
-    more, as high guidance wants): D is held over the first gap, and pictures are decided there. Of five such ramps on
-    the demo network (24 seeds) the mean of the four worst pictures rose from 31 to 43 dB at 22 rows and CFG 7.5, while
-    at 12 rows and CFG 4 a steeper ramp costs 4 dB of the mean.
+    The spacing is even but for the first gaps, which rise to 1 from 0.75 by 0.2 (12 rows and fewer), or from 0.2 by
+    0.07 (22 and more, as high guidance wants): D is held over the first gap, and pictures are decided early. On the
+    demo network (DDIM-50, CFG 7.5, 112 seeds) 22 rows rising by 0.07 instead of 0.2 lift the worst picture from 32.6
+    to 38.7 dB and the mean by 1 dB; by 0.05 the worst is 32.9. At 12 rows and CFG 4 a smaller first gap costs 4 dB of
+    the mean, at 16 rows of 2M-50 a smaller rise up to 4 dB.
     """
     K = len(u)
     count = max(min(count, K), min(2, K))
     first = min(max(0.75 - 0.055 * (count - 12), 0.2), 0.75)
-    gaps = torch.tensor([min(first + 0.2 * i, 1.0) for i in range(count - 1)], dtype=torch.float64)
+    rise = min(max(0.2 - 0.13 * (count - 16) / 6, 0.07), 0.2)
+    gaps = torch.tensor([min(first + rise * i, 1.0) for i in range(count - 1)], dtype=torch.float64)
     share = torch.cat([gaps.new_zeros(1), (gaps / gaps.sum()).cumsum(0)])
     rows: list[int] = []
     for part in share.tolist():

@@ -25,6 +25,8 @@ class Impact:
         gaps: ``[n-1]`` expected effect of a new row in the middle of each gap.
         bend: ``[n-1]`` expected error of D inside each gap.
         steepest: the largest alpha dx.dD/|dx|^2 of rows evaluated twice, and its row: what the certificate reads.
+        turns: ``[n-1]`` change of D over each gap. surprise: ``[m]`` of the rows evaluated just now, how far D was from
+            what the nodes before had foreseen; 0 in the first round.
     """
 
     moved: Tensor
@@ -32,22 +34,27 @@ class Impact:
     gaps: Tensor
     bend: Tensor
     steepest: tuple[float, int]
+    turns: Tensor
+    surprise: Tensor
 
 
-def impact(ground: Ground, nodes: Nodes, lasting: Tensor) -> Impact:
+def impact(ground: Ground, nodes: Nodes, lasting: Tensor, missed: Tensor) -> Impact:
     """Measure ``nodes``; ``lasting`` ``[K]`` is the share of a change at a row that survives to the picture.
+
+    ``missed`` ``[m, B, d]`` is the newest D less the foreseen one.
 
     h/8 times the change of D's slope over a gap estimates h^2/8 |D''|, the error of interpolating linearly. Copying
     the norms to the CPU is the round's one synchronisation.
     """
     at = ground.u[nodes.rows]
-    turns = torch.diff(slopes(at), dim=0)
+    bends = torch.diff(slopes(at), dim=0)
     flat = nodes.D.flatten(1)
-    changes = (turns.to(flat.dtype).to(flat.device) @ flat).view(len(turns), *nodes.D.shape[1:])
-    norms = torch.cat([nodes.moved, changes]).square().mean(-1).amax(1).sqrt()
+    bent = (bends.to(flat.dtype).to(flat.device) @ flat).view(len(bends), *nodes.D.shape[1:])
+    norms = torch.cat([nodes.moved, bent, nodes.D.diff(dim=0), missed]).square().mean(-1).amax(1).sqrt()
     along = (nodes.s * nodes.E).sum(-1).amax(1)
     numbers = torch.cat([norms, along, nodes.span.flatten(1).amax(1)]).cpu().double()
-    moved, turned, along, span = numbers.split([len(at), len(turns), len(at), len(at)])
+    n, gaps = len(at), len(bends)
+    moved, turned, turns, surprise, along, span = numbers.split([n, gaps, gaps, len(missed), n, n])
     steep = torch.where(span > 0, ground.alpha[nodes.rows] * (ground.theta[nodes.rows] + along), 0.0)
     top = int(steep.argmax())
     gap = torch.diff(at)
@@ -62,6 +69,8 @@ def impact(ground: Ground, nodes: Nodes, lasting: Tensor) -> Impact:
         bend * reach * lasting[nodes.rows[1:]],
         bend,
         (float(steep[top]), nodes.rows[top]),
+        turns,
+        surprise,
     )
 
 

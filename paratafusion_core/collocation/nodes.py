@@ -79,6 +79,11 @@ def states(ground: Ground, nodes: Nodes | None, rows: list[int]) -> Tensor:
     return base if nodes is None else _combine(nodes.W[rows], nodes.D, base)
 
 
+def missed(nodes: Nodes | None, rows: list[int], d: Tensor) -> Tensor:
+    """``[len(rows), B, d]``: the denoised pictures ``d`` of ``rows`` less what ``nodes`` foresaw, 0 without nodes."""
+    return torch.zeros_like(d) if nodes is None else _combine(-nodes.M[rows], nodes.D, d)
+
+
 def with_evaluated(ground: Ground, nodes: Nodes | None, rows: list[int], y: Tensor, d: Tensor) -> Nodes:
     """``nodes`` after rows ``rows`` (ascending) were evaluated at ``y`` and gave ``d``, agreeing again."""
     if nodes is None:

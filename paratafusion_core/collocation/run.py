@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..certificate import doubt
 from ..denoisers import Denoise
 from ..devices import send
 from ..engine import call_model
@@ -19,10 +18,11 @@ from ..report import Report
 from ..rows import Scales
 from ..system import System
 from .budget import Budget, budget, next_rows
+from .doubts import Signs, doubt, watch
 from .estimate import estimate_db
 from .grid import coordinate
 from .impact import Impact, impact
-from .nodes import SLOPE, Ground, Nodes, states, with_evaluated
+from .nodes import SLOPE, Ground, Nodes, missed, states, with_evaluated
 
 #: Told after each round: frozen rows, first row, residuals, the picture.
 Tell = Callable[[int, int, list[float], Tensor], Any]
@@ -76,7 +76,7 @@ def collocate(
     lasting = (1 + (scales.sigma / scales.alpha.clamp(min=1e-6) / scales.data_rms) ** 2) ** -0.25
     sigmas = send(system.sigmas, system.S)
     nodes: Nodes | None = None
-    steepest = (0.0, 0.0)
+    signs = Signs()
     rows, finished = plan.front[:1], False
     while True:
         started = time.perf_counter()
@@ -84,9 +84,11 @@ def collocate(
         d = call_model(denoise, y, sigmas[rows], shape)
         _check_finite(scales, rows, d)
         elapsed = time.perf_counter() - started  # the check waited for the device
-        nodes = with_evaluated(ground, nodes, rows, y, d if before is None else d - before[rows])
-        seen = impact(ground, nodes, lasting)
-        steepest = max(steepest, (seen.steepest[0], float(scales.sigma[seen.steepest[1]])))
+        d = d if before is None else d - before[rows]
+        off = missed(nodes, rows, d)
+        nodes = with_evaluated(ground, nodes, rows, y, d)
+        seen = impact(ground, nodes, lasting, off)
+        signs = watch(signs, seen, scales, rows, y[0, 0].numel())
         picture = states(ground, nodes, [ground.total])[0]
         passed = nodes.rows[-1] == plan.front[-1]
         report.estimated_db = estimate_db(seen, picture) if passed else None
@@ -100,17 +102,9 @@ def collocate(
         report.seconds_per_round.append(time.perf_counter() - started)
         if finished or report.rounds == options.max_rounds:
             break
-    report.doubt = _doubts(doubt(steepest), report) if finished else doubt(steepest)
+    report.doubt = doubt(signs, nodes.rows, seen, scales, report)
     D = _all_rows(nodes)
     return picture.reshape(shape), D if before is None else D + before, finished
-
-
-def _doubts(steep: str | None, report: Report) -> str | None:
-    """The certificate's sentence, and that the target was missed."""
-    missed = None
-    if report.target_db is not None and report.estimated_db is not None and report.estimated_db < report.target_db:
-        missed = f"an estimated {report.estimated_db:.0f} dB of the {report.target_db:g} dB asked for"
-    return "; ".join(said for said in (missed, steep) if said) or None
 
 
 def _ground(system: System, scales: Scales, before: Tensor | None) -> Ground:

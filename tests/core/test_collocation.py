@@ -11,15 +11,20 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from paratafusion_core import Options, Status, System, schedules, schemes, solve
+from paratafusion_core.bench.problems import Setting
+from paratafusion_core.bench.problems import make_task as case
 from paratafusion_core.cli.sample import Task, make_task
 from paratafusion_core.collocation import refusal
+from paratafusion_core.collocation.doubts import Signs, abruptness, doubt, watch
 from paratafusion_core.collocation.grid import coordinate, interpolation, middle, place, subdivide
-from paratafusion_core.collocation.nodes import Ground, states, with_evaluated
-from paratafusion_core.collocation.run import _doubts
+from paratafusion_core.collocation.impact import Impact
+from paratafusion_core.collocation.nodes import Ground, missed, states, with_evaluated
 from paratafusion_core.demo import model
 from paratafusion_core.demo.mixture import Mixture
 from paratafusion_core.noise import draw
+from paratafusion_core.plan import collocation_rounds
 from paratafusion_core.report import Report, fidelity
+from paratafusion_core.rows import Scales
 
 SHAPE = (4, 8, 8)
 SIGMAS = schedules.normal(30)
@@ -175,13 +180,92 @@ def test_a_run_that_has_nothing_left_to_gain_ends_whole() -> None:
     assert done.report.frozen_per_round[-1] == seen[-1] == 30
 
 
+def scales_of(sigmas: Tensor, data_rms: float = 1.0) -> Scales:
+    return Scales.of(ddim(torch.cat([sigmas, sigmas.new_zeros(1)])), False, data_rms)
+
+
 def test_a_missed_target_does_not_hide_the_certificates_doubt() -> None:
     report = Report("ddim", 30, "collocation", "standard", 3e-3, 30, target_db=42.0, estimated_db=30.0)
-    both = _doubts("the model decides between pictures", report)
-    assert both is not None and "30 dB of the 42 dB" in both and "decides between pictures" in both
+    scales = scales_of(torch.tensor([20.0, 1.2, 0.5], dtype=torch.float64))
+    seen = impact_of([0.4, 0.4], [0.0])
+    both = doubt(Signs((9.0, 2.0), 1e3), [0, 1, 2], seen, scales, report)
+    assert both is not None and "30 dB of the 42 dB" in both and "another picture" in both
     report.estimated_db = 50.0
-    assert _doubts("the model decides between pictures", report) == "the model decides between pictures"
-    assert _doubts(None, report) is None
+    alone = doubt(Signs((9.0, 2.0), 1e3), [0, 1, 2], seen, scales, report)
+    assert alone is not None and "of the 42 dB" not in alone and "more rows" in alone and "quasi-newton" in alone
+    assert doubt(Signs((0.0, 2.0), 1.0), [0, 1, 2], seen, scales, report) is None
+
+
+def impact_of(turns: list[float], surprise: list[float], slope: float = 0.0) -> Impact:
+    none = torch.zeros(len(turns), dtype=torch.float64)
+    found = [torch.tensor(v, dtype=torch.float64) for v in (turns, surprise)]
+    return Impact(none, none, none, none, (slope, 0), *found)
+
+
+def test_the_signs_are_the_largest_of_all_rounds() -> None:
+    """Surprise as a vector over sigma, the quietest rows left out; the slope with the sigma of its row."""
+    scales = scales_of(torch.tensor([20.0, 2.0, 0.1], dtype=torch.float64), 0.5)
+    first = watch(Signs(), impact_of([], [0.3, 0.2], 3.0), scales, [0, 1], 400)
+    assert first.steepest == (3.0, 20.0) and first.surprise == pytest.approx(20 * 0.2 / 2.0)
+    quiet = watch(first, impact_of([], [50.0], 1.0), scales, [2], 400)
+    assert quiet == first
+
+
+def test_a_picture_chosen_at_once_is_abrupt() -> None:
+    level = torch.tensor([30.0, 5.0, 1.0, 0.2], dtype=torch.float64)
+    change = torch.tensor([9.0, 0.5, 0.05, 0.01], dtype=torch.float64)
+    assert abruptness(change, level) == pytest.approx(10.0)
+    assert abruptness(change[:2], level[:2]) == pytest.approx(500.0)
+    assert abruptness(change[[0, 2, 1, 3]], level) == pytest.approx(1.0)
+
+
+def test_what_the_rows_foresaw_is_what_they_interpolate() -> None:
+    system = ddim(batch=3)
+    ground = Ground(system.S.flatten(2), system.C, levels(), torch.zeros(30).double(), torch.ones(30).double())
+    assert not missed(None, [0], torch.ones(1, 3, 256, dtype=torch.float64)).any()
+    some = torch.randn(3, 3, 256, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    nodes = with_evaluated(ground, None, [0, 4, 9], states(ground, None, [0, 4, 9]), some)
+    d = torch.randn(2, 3, 256, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    foreseen = torch.einsum("kn,nbd->kbd", interpolation(ground.u, [0, 4, 9])[[6, 12]], nodes.D)
+    torch.testing.assert_close(missed(nodes, [6, 12], d), d - foreseen)
+
+
+@pytest.mark.parametrize(
+    ("kind", "seed", "window", "rows"),
+    [
+        (("dpmpp_2m", "karras", 20, 1.0), 18, 1, 12),
+        (("ddim", "normal", 50, 7.5), 17, 1, 12),
+        (("dpmpp_2m", "normal", 30, 7.5), 22, 1, 12),
+        (("dpmpp_2m", "normal", 30, 1.0), 18, 4, 30),
+    ],
+)
+def test_another_picture_says_so(kind: tuple[str, str, int, float], seed: int, window: int, rows: int) -> None:
+    """Runs of the ideal denoiser, found by search, that end in another picture although the estimate is 33 to 44 dB."""
+    task = case(Setting("ideal", *kind), seed)
+    more = {"flow": task.flow, "data_rms": task.data_rms}
+    exact = solve(task.system, task.denoise, Options(solver="sequential", **more)).x
+    done = solve(task.system, task.denoise, Options(solver="collocation", window=window, rows=rows, **more))
+    assert fidelity(done.x, exact, 2.0).psnr_db < 20  # or the case shows nothing
+    assert done.report.doubt is not None and "another picture" in done.report.doubt
+    all_rows = solve(task.system, task.denoise, Options(solver="collocation", window=1, rows=kind[2], **more))
+    assert all_rows.report.doubt is None
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_settled_run_raises_no_doubt(seed: int) -> None:
+    task = demo(seed)
+    more = {"flow": task.flow, "data_rms": task.data_rms}
+    assert (
+        solve(task.system, task.denoise, Options(solver="collocation", window=1, rows=20, **more)).report.doubt is None
+    )
+
+
+def test_few_rows_of_a_wide_window_still_get_ten_rounds() -> None:
+    system, denoise = ddim(), Mixture.make().denoiser(1, 4.0)
+    for rows, rounds in ((20, 10), (24, 10), (30, 10), (39, 13), (8, 4)):
+        report = solve(system, denoise, Options(solver="collocation", window=4, rows=rows)).report
+        assert report.rounds <= rounds == collocation_rounds(rows, 4, 30) and report.nfe <= rows
+        assert report.nfe >= rows - 1
 
 
 def test_max_rounds_stops_with_the_picture_so_far_and_a_whole_trajectory() -> None:
