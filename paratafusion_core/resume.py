@@ -60,7 +60,7 @@ def part_of(
     tolerance = 0.0 if problem.exact else options.tolerance
     final = front.first + done.frozen
     changes = _changes(problem, system, final, done, D)
-    return Part(final, tolerance, options.solver, fingerprint(system), slope, sigma, changes)
+    return Part(final, tolerance, options.solver, fingerprint(system), slope, sigma, changes=changes)
 
 
 def _changes(problem: Problem, system: System, final: int, done: Round, D: Tensor) -> Tensor | None:

@@ -37,6 +37,7 @@ _PART: dict[str, tuple[type, ...]] = {
     "system": (str,),
     "slope": (float, int),
     "slope_sigma": (float, int),
+    "surprise": (float, int),
     "rows": (list,),
     "rounds": (int,),
     "nfe": (int,),
@@ -53,7 +54,8 @@ class Part:
         final: leading rows that were final, at least 1.
         tolerance: of their freeze rule, 0 for exact ones. solver: whose rule it was.
         system: fingerprint of the run's :class:`System`.
-        slope, slope_sigma: the steepest slope measured and its noise level, for the report's ``doubt``.
+        slope, slope_sigma, surprise: for the report's ``doubt``: the steepest slope measured and its noise level; how
+            far collocation's D was from what was foreseen.
         changes: ``[2m, k, B, ...]`` float16 of k rows, those behind the final ones or ``rows``, as the solver
             remembered them: what leads from a row's last evaluation to where it stands (x, then D), then the changes
             between its evaluations (x, D, x, ..), newest first; 0 where a row has none. None where it has no memory.
@@ -66,6 +68,7 @@ class Part:
     system: str
     slope: float = 0.0
     slope_sigma: float = 0.0
+    surprise: float = 0.0
     changes: Tensor | None = field(default=None, compare=False, repr=False)
     rows: tuple[int, ...] = ()
     rounds: int = 0
@@ -81,7 +84,7 @@ class Part:
         if changes is not None and not (changes.is_floating_point() and bool(changes.isfinite().all())):
             raise ValueError("trajectory changes hold NaN, infinity or no floats; finite floats are allowed")
         check_count("trajectory final", self.final)
-        for name in ("tolerance", "slope", "slope_sigma"):
+        for name in ("tolerance", "slope", "slope_sigma", "surprise"):
             check_real(f"trajectory {name}", getattr(self, name), low=0.0)
 
 

@@ -88,8 +88,8 @@ def with_evaluated(ground: Ground, nodes: Nodes | None, rows: list[int], y: Tens
     """``nodes`` after rows ``rows`` (ascending) were evaluated at ``y`` and gave ``d``, agreeing again."""
     if nodes is None:
         blank = torch.zeros_like(y)
-        merged = Nodes(rows, y, d, blank, blank, blank[..., :1], d, *_grid(ground, rows), blank)
-        return _agree(ground, merged)
+        merged = Nodes(rows, y, d, blank, blank, blank[..., :1], d, *grid(ground, rows), blank)
+        return agree(ground, merged)
     every = sorted({*nodes.rows, *rows})
     old = {row: i for i, row in enumerate(nodes.rows)}
     new = {row: i for i, row in enumerate(rows)}
@@ -120,16 +120,16 @@ def with_evaluated(ground: Ground, nodes: Nodes | None, rows: list[int], y: Tens
         E=keep(E),
         span=keep(span),
     )
-    M, W = _grid(ground, every)
-    return _agree(ground, replace(merged, M=M, W=W))
+    M, W = grid(ground, every)
+    return agree(ground, replace(merged, M=M, W=W))
 
 
-def _grid(ground: Ground, rows: list[int]) -> tuple[Tensor, Tensor]:
+def grid(ground: Ground, rows: list[int]) -> tuple[Tensor, Tensor]:
     M = interpolation(ground.u, rows)
     return M, ground.C @ M
 
 
-def _agree(ground: Ground, nodes: Nodes) -> Nodes:
+def agree(ground: Ground, nodes: Nodes) -> Nodes:
     """Solve (1)."""
     theta, own = ground.theta[nodes.rows], nodes.W[nodes.rows]
     A = torch.linalg.inv(torch.eye(len(own), dtype=torch.float64) - theta[:, None] * own)

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..denoisers import Denoise
 from ..devices import send
 from ..engine import call_model
 from ..errors import NotFinite
+from ..job import Job
 from ..options import Options
 from ..report import Report
 from ..rows import Scales
 from ..system import System
+from ..trajectory import Part
+from .again import Begun, look_again, obstacle, part_of
 from .budget import Budget, budget, next_rows
 from .doubts import Signs, doubt, watch
 from .estimate import estimate_db
@@ -52,59 +56,108 @@ def refusal(system: System) -> str | None:
     return None
 
 
-def collocate(
-    system: System, denoise: Denoise, options: Options, scales: Scales, old: Tensor | None, report: Report, tell: Tell
-) -> tuple[Tensor, Tensor, bool]:
+@dataclass(frozen=True)
+class Found:
+    """What a run came to.
+
+    Attributes:
+        picture: ``[B, ...]``. D: ``[K, B, d]`` of all rows.
+        finished: not where ``max_rounds`` came first; then ``part`` is what it leaves to a second run.
+    """
+
+    picture: Tensor
+    D: Tensor
+    finished: bool
+    part: Part | None
+
+
+def collocate(job: Job, scales: Scales, report: Report, tell: Tell) -> Found:
     """Run; ``report`` is filled round by round.
 
-    Args:
-        scales: of the system. old: ``[K, B, d]`` D of an earlier run on the CPU, or None: then what is interpolated is
-            how D has changed since.
-        tell: called after each round.
+    After a warm start what is interpolated is how D has changed since. Of a capped run of this system the nodes are
+    taken over.
 
-    Returns:
-        ``(picture [B, ...], D [K, B, d] of all rows, finished)``; not finished where ``max_rounds`` came first.
+    Args:
+        scales: of the system.
+        tell: called after each round.
 
     Raises:
         ValueError: ``denoise`` returned another shape. NotFinite: it returned NaN or infinity.
     """
-    shape = system.S.shape[1:]
-    before = None if old is None else send(old, system.S)
+    system, options, old = job.system, job.options, job.earlier()
+    levels = send(system.sigmas, system.S)
+
+    def evaluate(rows: list[int], y: Tensor) -> Tensor:
+        d = call_model(job.denoise, y, levels[rows], system.S.shape[1:])
+        _check_finite(scales, rows, d)
+        return d
+
+    begun = None if old is None else _begun(job, old, scales, evaluate, report)
+    nodes, signs, cost = None, Signs(), (0, 0)
+    if begun is not None:
+        nodes, signs, cost = begun.nodes, begun.signs, (begun.rounds, begun.nfe)
+    before = None if old is None or nodes is not None else send(old, system.S)
     ground = _ground(system, scales, before)
     plan = budget(ground, options)
     report.window_reason = _in_words(plan, options)
     lasting = (1 + (scales.sigma / scales.alpha.clamp(min=1e-6) / scales.data_rms) ** 2) ** -0.25
-    sigmas = send(system.sigmas, system.S)
-    nodes: Nodes | None = None
-    signs = Signs()
     rows, finished = plan.front[:1], False
     while True:
         started = time.perf_counter()
-        y = states(ground, nodes, rows)
-        d = call_model(denoise, y, sigmas[rows], shape)
-        _check_finite(scales, rows, d)
-        elapsed = time.perf_counter() - started  # the check waited for the device
-        d = d if before is None else d - before[rows]
+        if begun is not None and begun.nodes is not None and report.rounds == 0:
+            rows, y, d, elapsed = begun.rows, begun.y, begun.d, begun.seconds
+        else:
+            y = states(ground, nodes, rows)
+            d = evaluate(rows, y)
+            d = d if before is None else d - before[rows]
+            elapsed = time.perf_counter() - started  # checking D waited for the device
         off = missed(nodes, rows, d)
         nodes = with_evaluated(ground, nodes, rows, y, d)
         seen = impact(ground, nodes, lasting, off)
         signs = watch(signs, seen, scales, rows, y[0, 0].numel())
         picture = states(ground, nodes, [ground.total])[0]
-        passed = nodes.rows[-1] == plan.front[-1]
+        passed = nodes.rows[-1] >= plan.front[-1]
         report.estimated_db = estimate_db(seen, picture) if passed else None
         _account(report, nodes, seen, scales, len(rows), elapsed)
-        finished = passed and _enough(report, plan, options)
-        rows = [] if finished else next_rows(ground, plan, nodes, seen, report.rounds, report.nfe)
+        spent = report.rounds + cost[0], report.nfe + cost[1]
+        finished = passed and _enough(report, spent, plan, options)
+        rows = [] if finished else next_rows(ground, plan, nodes, seen, *spent)
         finished = finished or not rows  # nothing left to gain: the front always has a next row
         frozen = ground.total if finished else nodes.rows[-1]
         tell(frozen, 0, report.residuals[-1][1], picture)
         report.frozen_per_round.append(frozen)
         report.seconds_per_round.append(time.perf_counter() - started)
-        if finished or report.rounds == options.max_rounds:
+        if finished or report.rounds >= (options.max_rounds or math.inf):
             break
     report.doubt = doubt(signs, nodes.rows, seen, scales, report)
     D = _all_rows(nodes)
-    return picture.reshape(shape), D if before is None else D + before, finished
+    # a warm run's nodes hold how D has changed, which without the earlier run says nothing
+    part = None if finished or before is not None else part_of(nodes, system, signs, spent)
+    return Found(picture.reshape(system.S.shape[1:]), D if before is None else D + before, finished, part)
+
+
+def _begun(
+    job: Job, old: Tensor, scales: Scales, evaluate: Callable[[list[int], Tensor], Tensor], report: Report
+) -> Begun | None:
+    """What an earlier capped run had, checked; the report gets the reason if it is of no use."""
+    part = None if job.warm is None else job.warm.part
+    if part is None:
+        return None
+    why = obstacle(job.system, part)
+    if why is not None:
+        report.warm = f"{report.warm}; nothing of the sketch is taken over, as {why}"
+        return None
+    ground = _ground(job.system, scales, None)
+    begun = look_again(ground, part, old, job.options.window in (1, "auto"), evaluate, scales)
+    report.warm = begun.in_words()
+    if begun.nodes is None:
+        report.rounds, report.nfe, report.model_seconds = 1, len(begun.rows), begun.seconds
+        report.rows_per_round.append(len(begun.rows))
+        report.window_per_round.append(len(begun.rows))
+        report.residuals.append((0, [1.0]))
+        report.frozen_per_round.append(0)
+        report.seconds_per_round.append(begun.seconds)
+    return begun
 
 
 def _ground(system: System, scales: Scales, before: Tensor | None) -> Ground:
@@ -124,12 +177,13 @@ def _check_finite(scales: Scales, rows: list[int], d: Tensor) -> None:
         raise NotFinite(f"denoise returned NaN or infinity at row {row} (sigma {level:g}); finite values are allowed")
 
 
-def _enough(report: Report, plan: Budget, options: Options) -> bool:
+def _enough(report: Report, spent: tuple[int, int], plan: Budget, options: Options) -> bool:
     """After the first pass: whether the target or, without one, the plan's evaluations are reached."""
-    if report.rounds >= report.sequential_nfe:
+    rounds, nfe = spent
+    if rounds >= report.sequential_nfe:
         return True
     if options.target is None:
-        return report.rounds >= plan.rounds or report.nfe >= plan.rows
+        return rounds >= plan.rounds or nfe >= plan.rows
     return report.estimated_db is not None and report.estimated_db >= options.target
 
 

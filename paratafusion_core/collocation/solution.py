@@ -33,11 +33,11 @@ def by_collocation(job: Job) -> Solution:
             callback(Progress(report.rounds, frozen, K, report.nfe, first, residual, shown))
 
     scales = Scales.of(system, options.flow, options.data_rms)
-    picture, D, finished = collocate(system, job.denoise, options, scales, job.earlier(), report, tell)
+    found = collocate(job, scales, report, tell)
     trajectory = None
     if job.keep_trajectory:
-        kept = half(D).reshape(K, *shape).cpu()
-        trajectory = Trajectory(kept, system.sigmas.clone(), system.sampler, flow=options.flow)
-    status = Status.CONVERGED if finished else Status.MAX_ROUNDS
+        kept = half(found.D).reshape(K, *shape).cpu()
+        trajectory = Trajectory(kept, system.sigmas.clone(), system.sampler, flow=options.flow, part=found.part)
+    status = Status.CONVERGED if found.finished else Status.MAX_ROUNDS
     close(report, status, time.perf_counter() - begin)
-    return Solution(picture, status, report, trajectory)
+    return Solution(found.picture, status, report, trajectory)

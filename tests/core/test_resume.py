@@ -223,3 +223,44 @@ def test_a_run_of_one_row(mixture: Make) -> None:
     short = System(system.S[:2], system.C[:2, :1], system.sigmas[:1])
     done = solve(short, mixture().denoise, Options(max_rounds=1))
     assert done.status == "converged" and done.trajectory.part is None
+
+
+@pytest.mark.parametrize("window", [1, 4])
+@pytest.mark.parametrize("scheme", ["ddim", "dpmpp_2m"])
+def test_collocation_goes_on_where_it_stopped(mixture: Make, scheme: str, window: int, tmp_path: Path) -> None:
+    """The same picture as in one go, for the check more, a call at most of the window; through a file, too."""
+    rows = 14 if window == 1 else 24
+    for seed in range(3):
+        given = mixture(scheme, seed=seed, dtype=torch.float32)
+        options = Options("collocation", window=window, rows=rows)
+        whole = solve(given.system, given.denoise, options)
+        for rounds in (1, 3, whole.report.rounds - 2):
+            sketch = solve(given.system, given.denoise, replace(options, max_rounds=rounds))
+            assert sketch.status == "max_rounds" and len(sketch.trajectory.part.rows) <= sketch.report.nfe
+            save_trajectory(tmp_path / "sketch.safetensors", sketch.trajectory)
+            warm = load_trajectory(tmp_path / "sketch.safetensors")
+            finished = solve(given.system, given.denoise, options, warm=warm)
+            checked = finished.report.rows_per_round[0]
+            assert checked <= window
+            assert "rows of the same run" in finished.report.warm and finished.status == "converged"
+            assert sketch.report.nfe + finished.report.nfe <= whole.report.nfe + window
+            assert fidelity(finished.x, whole.x).psnr_db > 45
+
+
+def test_a_collocation_sketch_of_another_prompt_is_found_out(mixture: Make) -> None:
+    given, other = mixture(dtype=torch.float32), mixture(seed=3, dtype=torch.float32)
+    options = Options("collocation", window=4)
+    sketch = solve(given.system, given.denoise, replace(options, max_rounds=5)).trajectory
+    report = solve(given.system, other.denoise, options, warm=sketch).report
+    assert "do not hold here" in report.warm and report.status == "converged"
+    assert report.frozen_per_round[0] == 0 and sum(report.rows_per_round) == report.nfe
+    assert len(report.residuals) == len(report.frozen_per_round) == len(report.seconds_per_round) == report.rounds
+    stopped = solve(given.system, other.denoise, replace(options, max_rounds=1), warm=sketch)
+    assert stopped.report.rounds == 2 and stopped.status == "max_rounds"
+
+
+def test_a_sketch_of_another_solver_is_a_warm_start_for_collocation(mixture: Make) -> None:
+    given = mixture(dtype=torch.float32)
+    sketch = solve(given.system, given.denoise, Options(max_rounds=5)).trajectory
+    report = solve(given.system, given.denoise, Options("collocation"), warm=sketch).report
+    assert report.warm == "same noise levels; nothing of the sketch is taken over, as it is of solver quasi-newton"
