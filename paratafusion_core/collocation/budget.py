@@ -41,7 +41,7 @@ def budget(ground: Ground, options: Options) -> Budget:
     default = {2: 19, 3: 25}.get(width, _PIPELINED)
     rows = options.rows or default
     rounds = collocation_rounds(rows, width, K)
-    front = place(ground.u, max(rounds - 1, 2))
+    front = place(ground.u, max(rounds - 1, 2), early=width > 2)
     return Budget(front, max(rounds, len(front)), rows, width)
 
 

@@ -40,16 +40,32 @@ def ddim(sigmas: Tensor = SIGMAS, batch: int = 2, dtype: torch.dtype = torch.flo
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.sampled_from(sorted(schedules.SCHEDULES)), st.integers(2, 120), st.integers(1, 130))
-def test_rows_are_spread_over_the_whole_run(schedule: str, steps: int, count: int) -> None:
+@given(st.sampled_from(sorted(schedules.SCHEDULES)), st.integers(2, 120), st.integers(1, 130), st.booleans())
+def test_rows_are_spread_over_the_whole_run(schedule: str, steps: int, count: int, early: bool) -> None:
     sigma = schedules.SCHEDULES[schedule](steps)[:-1]
     flow = schedule == "flow"
     u = coordinate(sigma, 1 - sigma if flow else torch.ones_like(sigma), 0.6)
     assert (u.diff() > 0).all()
-    rows = place(u, count)
+    rows = place(u, count, early)
     assert len(rows) == max(min(count, steps), 2)
     assert rows[0] == 0 and rows[-1] == steps - 1
     assert all(a < b for a, b in itertools.pairwise(rows))
+
+
+def first_gap(rows: list[int], u: Tensor) -> float:
+    return float((u[rows[1]] - u[rows[0]]) / (u[-1] - u[0])) * (len(rows) - 1)
+
+
+def test_many_rows_and_wide_windows_start_densely() -> None:
+    """Pictures are decided early; where the schedule has no rows to choose from nothing changes."""
+    u = levels(100)
+    assert first_gap(place(u, 9, early=True), u) < 0.9 * first_gap(place(u, 9), u)
+    assert place(u, 13, early=True) == place(u, 13)
+    sigma = schedules.flow(28)[:-1]
+    coarse = coordinate(sigma, 1 - sigma, 0.6)
+    assert place(coarse, 9, early=True) == place(coarse, 9)
+    few, many = (int((u[place(u, n)] < (u[0] + u[-1]) / 2).sum()) / n for n in (16, 22))
+    assert many > few + 0.05
 
 
 @settings(max_examples=40, deadline=None)
