@@ -38,10 +38,12 @@ _WORK: dict[tuple[int, float], tuple[tuple[float, float], ...]] = {
 _EXACT: tuple[tuple[float, float], ...] = ((1.0, 1.98), (1.0, 3.88), (1.0, 7.44), (1.0, 13.6), (1.0, 25.5))
 #: Share of these that a warm start takes (10.8 against 14.3 rounds from CFG 4 to 4.6).
 _WARM = 0.75
-#: Rounds and rows of collocation by window, where neither is asked for (DDIM-50 and Euler-20 of the demo network, 6
-#: seeds, targets of 36 and 42 dB), and how many times that a target above 45 dB takes.
-_COLLOCATION = {1: (16.0, 16.0), 2: (9.0, 17.0), 4: (9.0, 27.0)}
-_FINE = 1.1
+#: Targets above this many dB begin with more rows.
+HIGH_DB = 45.0
+#: Rounds and rows of collocation by window where neither is asked for: targets of 36 and 42 dB, and of 48 (demo net,
+#: CFG 4: DDIM-50, DDIM-100, Euler-20, Euler-50 Karras, 2M-30; 6 seeds).
+_COLLOCATION = {1: (16.0, 16.0), 2: (9.5, 17.5), 4: (9.2, 27.3)}
+_FINE = {1: (20.0, 20.0), 2: (13.5, 23.0), 4: (11.0, 31.5)}
 #: Rounds that collocation takes at wider windows where two rows are left for each.
 _ROUNDS = 10
 
@@ -235,9 +237,9 @@ def collocation_work(question: Question, window: int) -> Work:
     if question.rows is not None:
         asked = min(question.rows, K) if window == 1 else question.rows
         return Work(asked if window == 1 else collocation_rounds(asked, window, K), asked)
-    rounds, rows = _COLLOCATION[window]
-    extra = _FINE if question.target is not None and question.target > 45 else 1.0
-    return Work(min(rounds * extra, K), min(rows * extra, K) if window == 1 else rows * extra)
+    high = question.target is not None and question.target > HIGH_DB
+    rounds, rows = (_FINE if high else _COLLOCATION)[window]
+    return Work(min(rounds, K), min(rows, K) if window == 1 else rows)
 
 
 def collocation_rounds(rows: int, window: int, total: int) -> int:
