@@ -133,7 +133,7 @@ def _cold_reason(warm: Trajectory | None, x: Tensor, latent: str | None) -> str 
 
 
 def _of_this(warm: Trajectory | None, problem: str | None) -> tuple[Trajectory | None, str]:
-    """``warm`` as this run may use it, and what has to be said of that: of another picture's sketch nothing is final."""
+    """``warm`` as this run may use it, and what to say of that: of another picture's sketch nothing is final."""
     if warm is None or warm.part is None or problem is None or warm.problem == problem:
         return warm, ""
     return dataclasses.replace(warm, part=None), "; the sketch was of another prompt, model, seed or setting"
@@ -286,6 +286,7 @@ class _Run:
         warm, foreign = _of_this(self.warm, self._outcome.problem)
         # where noise is left over, the denoised picture is what an artist can look at
         shown = None if float(captured.schedule[-1]) < 1e-2 else _Furthest(denoise, batched)
+        live.begin(known.seconds.get(1))
         try:
             solution = solve(
                 system,

@@ -125,14 +125,16 @@ def preview_and_refine() -> Graph:
     g = Graph(
         "## Preview and refine\nThe first sampler stops after 3 rounds: a sketch. If you like it, the second one "
         "finishes it from the sketch's **trajectory**. It does not evaluate again what is final already, so that both "
-        "together cost about one run. Both read their seed from the node **Int**. While you look for a seed, mute the "
+        "together cost about one run. Both read their seed from the node **Seed**. While you look for a seed, mute the "
         "whole second branch, from its sampler to its pictures (select, Ctrl+M): of a muted sampler alone its report "
         "misses its input, and ComfyUI refuses the graph."
     )
     model, yes, no = _demo(g, "small white ring, top left, grey background")
     given: dict[str, Any] = {"steps": 24, "cfg": 4.0, "sampler_name": "dpmpp_2m", "scheduler": "karras"}
     links = [out(model), out(yes), out(no), out(model, 2)]
-    given["seed"] = out(g.add("PrimitiveInt", value=5))
+    seed = g.add("PrimitiveInt", value=5)
+    g.nodes[seed]["_meta"] = {"title": "Seed"}
+    given["seed"] = out(seed)
     sketch = _sampler(g, *links, options=out(_options(g, max_rounds=3)), **given)
     finished = _sampler(g, *links, options=out(_options(g)), trajectory=out(sketch, 1), **given)
     for sampler, name in ((sketch, "sketch"), (finished, "finished")):
