@@ -88,14 +88,6 @@ def test_what_was_dropped_is_kept_again(server):
     assert recalled(server, server.client, "n0") and not recalled(server, server.client, "n1")
 
 
-def test_a_graph_that_comes_back_keeps_its_own_again(server):
-    """Another problem under the same name replaces the first; the first one's graph, still cached, puts it back."""
-    first, other = (keeping(graph(seed=seed), "same name") for seed in (16, 17))
-    for one in (first, other, first):
-        assert "keep" not in server.cached(server.run(one))
-    assert "keep" in server.cached(server.run(first))
-
-
 def test_a_sketch_and_its_refinement_in_one_graph(server):
     """The second node takes the first one's final rows over; together they cost one run and at most a window."""
     whole = report_of(server.run(graph(seed=12)))
