@@ -19,9 +19,10 @@ def _fidelity_inputs() -> list[Any]:
             "solver",
             options=list(SOLVERS),
             default="auto",
-            tooltip="auto measures your machine and chooses. quasi-newton needs the fewest rounds, collocation the "
-            "fewest evaluations, parataa is the published method, picard the simplest. sequential is ComfyUI's own "
-            "sampler, unchanged.",
+            tooltip="auto measures your machine and chooses where window and max_rounds are 0; else it is "
+            "quasi-newton, or collocation with a target. quasi-newton needs the fewest rounds, collocation the fewest "
+            "evaluations, parataa is the published method, picard the simplest. sequential is ComfyUI's own sampler, "
+            "unchanged.",
         ),
         io.Combo.Input(
             "preset",
@@ -62,8 +63,8 @@ def _effort_inputs() -> list[Any]:
             default=0,
             min=0,
             max=10000,
-            tooltip="Steps evaluated together in one model call. More need more VRAM and fewer rounds. 0 "
-            "measures your GPU and chooses; a window larger than the run is the whole run.",
+            tooltip="Steps evaluated together in one model call. More need more VRAM and fewer rounds. 0 measures "
+            "your GPU and chooses, and is 1 for collocation; a window larger than the run is the whole run.",
         ),
         io.Int.Input(
             "rows",
@@ -96,8 +97,8 @@ def _effort_inputs() -> list[Any]:
             default=0,
             min=0,
             max=10000,
-            tooltip="Stop after so many rounds with the picture as it is: a quick preview. Feed its trajectory "
-            "to a second sampler to finish it. 0 runs to the end.",
+            tooltip="Stop after so many rounds with the picture as it is: a quick preview. Feed its trajectory to a "
+            "second sampler with the same solver, preset and window to finish it. 0 runs to the end.",
         ),
     ]
 

@@ -78,10 +78,9 @@ def _outputs() -> list[Any]:
 def _run(
     cls: type[io.ComfyNode], request: sampling.Request, options: Settings | None, trajectory: Trajectory | None
 ) -> io.NodeOutput:
-    outcome = Outcome(want_trajectory=is_linked(cls.hidden.prompt, cls.hidden.unique_id, _TRAJECTORY_OUTPUT))
+    linked = is_linked(cls.hidden.prompt, cls.hidden.unique_id, _TRAJECTORY_OUTPUT)
     problem = problem_of(cls.hidden.prompt, cls.hidden.unique_id, _NOT_THE_PROBLEM)
-    if trajectory is not None and trajectory.problem != problem:  # a sketch of another picture: nothing of it is final
-        trajectory = dataclasses.replace(trajectory, part=None)
+    outcome = Outcome(want_trajectory=linked, problem=problem)
     latent = sampling.run(request, options or Settings(), outcome, trajectory)
     kept = outcome.trajectory
     if kept is not None:

@@ -11,7 +11,7 @@ import folder_paths
 from comfy_api.latest import io
 
 from ..paratafusion_core import Trajectory, load_trajectory, save_trajectory
-from .host.graph import problem_of
+from .host.graph import problem_of, running_prompt
 from .host.names import check_name, check_path
 from .host.notify import say_on_node
 from .host.store import STORE, Entry
@@ -187,6 +187,12 @@ class KeepTrajectory(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, name: str | None = None) -> bool | str:
         return _verdict(check_name, "name", name)
+
+    @classmethod
+    def fingerprint_inputs(cls, name: str | None = None, **_: Any) -> Any:
+        # the host's cache serves all clients and forgets later than the store: who has lost it keeps it again
+        client, problem = _client(), problem_of(running_prompt(), cls.hidden.unique_id)
+        return [client, STORE.last_loss(client, name, problem)]
 
     @classmethod
     def execute(cls, trajectory: Trajectory | None, name: str) -> io.NodeOutput:

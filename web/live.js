@@ -5,6 +5,10 @@ import { app } from "../../scripts/app.js";
 import { LiveView } from "./live_view.js";
 
 const EVENT = "paratafusion.progress";
+/** The host's own, when a queued graph has ended. */
+const ENDS = ["execution_success", "execution_error", "execution_interrupted"];
+/** Milliseconds in which a run's last message may come behind the end of its graph. */
+const GRACE = 1000;
 const NODES = new Set(["ParaTAF_KSampler", "ParaTAF_KSamplerAdvanced", "ParaTAF_Sampler"]);
 const NAME = "paratafusion_live";
 /** Space around the element in the classic canvas. */
@@ -16,7 +20,7 @@ const REMEMBERED = 64;
 
 /** node -> its view */
 const views = new WeakMap();
-/** "workflow/node" -> its last message */
+/** "workflow/node" -> its last message; without a workflow where that is not known */
 const remembered = new Map();
 
 const locale = () => app.extensionManager?.setting?.get("Comfy.Locale") ?? "en";
@@ -31,18 +35,26 @@ function nodeAt(id) {
   return graph?.getNodeById(path[path.length - 1]) ?? null;
 }
 
-function deliver(message) {
+function deliver(message, old = false) {
   if (message.workflow && root()?.id && message.workflow !== root().id) return;
   const node = nodeAt(message.node);
-  if (node) views.get(node)?.show(message);
+  if (node) views.get(node)?.show(message, old);
 }
 
-function remember(message) {
-  if (!message.workflow) return;
-  const key = `${message.workflow}/${message.node}`;
+function take(message) {
+  const key = `${message.workflow ?? ""}/${message.node}`;
   remembered.delete(key);
   remembered.set(key, message);
   if (remembered.size > REMEMBERED) remembered.delete(remembered.keys().next().value);
+  deliver(message);
+}
+
+/** Runs of a graph that has ended cannot go on: their last message was lost. */
+function endAll(prompt) {
+  for (const message of [...remembered.values()]) {
+    const goesOn = message.state === "running" || message.state === "sequential";
+    if (goesOn && message.prompt === prompt) take({ ...message, state: "stopped" });
+  }
 }
 
 /** Grow a node of the classic canvas to what its widgets need; Vue nodes do so by themselves. */
@@ -74,11 +86,14 @@ function addView(node) {
   );
   if (node.size[0] < WIDTH) node.setSize([WIDTH, node.size[1]]);
   views.set(node, view);
-  const removed = node.onRemoved;
-  node.onRemoved = function onRemoved(...given) {
+  const { onAdded, onRemoved } = node;
+  node.onAdded = function added(...given) {
+    view.watch(); // a node may be taken out and put back
+    return onAdded?.apply(this, given);
+  };
+  node.onRemoved = function removed(...given) {
     view.dispose();
-    views.delete(node);
-    return removed?.apply(this, given);
+    return onRemoved?.apply(this, given);
   };
 }
 
@@ -93,15 +108,15 @@ app.registerExtension({
   name: "paratafusion.live",
   setup() {
     addStyles();
-    api.addEventListener(EVENT, ({ detail }) => {
-      remember(detail);
-      deliver(detail);
-    });
+    api.addEventListener(EVENT, ({ detail }) => take(detail));
+    for (const end of ENDS) {
+      api.addEventListener(end, ({ detail }) => setTimeout(endAll, GRACE, detail?.prompt_id));
+    }
   },
   nodeCreated(node) {
     if (NODES.has(node.comfyClass ?? node.constructor?.comfyClass) && node.addDOMWidget) addView(node);
   },
   afterConfigureGraph() {
-    for (const message of remembered.values()) deliver(message);
+    for (const message of remembered.values()) if (message.workflow) deliver(message, true);
   },
 });

@@ -9,6 +9,7 @@ const TALL = 24;
 const SEPARATE = 64;
 /** Shades of the rows that are still moving, from nearly final to far. */
 const SHADES = 4;
+const GOING_ON = new Set(["running", "sequential"]);
 
 const block = (from, to, height) => (to > from ? `M${from} ${TALL}V${TALL - height}H${to}V${TALL}Z` : "");
 
@@ -50,6 +51,8 @@ function element(parent, tag, className, attributes = {}) {
 
 export class LiveView {
   #message = { state: "idle" };
+  /** the message that a screen reader was told last */
+  #spoken = this.#message;
   #seen = false;
   #frame = 0;
   #observer;
@@ -78,14 +81,17 @@ export class LiveView {
     this.element.append(this.strip);
     this.#line("effort", "gain");
     this.words.note = element(this.element, "div", "paratafusion-live-note", { "aria-hidden": "true" });
-    // spoken when it changes, so only beginnings and ends are written to it
     this.status = element(this.element, "div", "paratafusion-live-spoken", { role: "status" });
     this.#observer = new IntersectionObserver((entries) => {
       this.#seen = entries[entries.length - 1].isIntersecting;
       if (this.#seen) this.#ask();
     });
-    this.#observer.observe(this.element);
     this.#draw();
+  }
+
+  /** Draw whenever it can be seen, from now on; not after {@link LiveView#dispose}, until asked again. */
+  watch() {
+    this.#observer.observe(this.element);
   }
 
   /** What the element needs, in CSS pixels. */
@@ -93,10 +99,11 @@ export class LiveView {
     return wordsOf(this.#message, this.locale()).note ? 104 : 68;
   }
 
-  /** Take a message; it is drawn in the next frame in which the element can be seen. */
-  show(message) {
+  /** Take a message; it is drawn in the next frame in which the element can be seen, and not spoken if it is old. */
+  show(message, old = false) {
     const before = this.height;
     this.#message = message;
+    if (old) this.#spoken = message;
     if (this.height !== before) this.resized();
     if (this.#seen) this.#ask();
   }
@@ -135,7 +142,16 @@ export class LiveView {
     this.strip.setAttribute("aria-label", [words.title, words.progress].filter(Boolean).join(", "));
     this.strip.setAttribute("viewBox", `0 0 ${rows} ${TALL}`);
     for (const [name, path] of Object.entries(this.#paths)) path.setAttribute("d", paths[name]);
-    if (this.#message.state !== "running") this.#write(this.status, words.label);
+    this.#speak(words);
+  }
+
+  /** Tell a screen reader how each run ends, equal ends too, and before that, where it shows, that it has begun. */
+  #speak(words) {
+    const [message, before] = [this.#message, this.#spoken];
+    const begun = GOING_ON.has(message.state);
+    if (message === before || (begun && GOING_ON.has(before.state))) return;
+    this.#spoken = message;
+    this.status.textContent = begun ? words.begun : words.label; // a new text node, which is spoken even if it is equal
   }
 
   #write(target, text) {

@@ -2,7 +2,7 @@
 
 import { TEXTS } from "./live_texts.js";
 
-/** @typedef {{title: string, progress: string, effort: string, gain: string, note: string, label: string}} Words */
+/** @typedef {{title: string, progress: string, effort: string, gain: string, note: string, label: string, begun: string}} Words */
 
 const count = (value) => (Number.isFinite(value) ? Math.max(0, Math.round(value)) : 0);
 
@@ -37,14 +37,17 @@ function titleOf(message, { say, many }) {
   }
 }
 
-/** How far a run is; the speed of one that has ended: a ratio of times, and whether it was measured or predicted. */
+/** A speed is a ratio of times, estimated from the calls of this machine; of a sketch it says nothing. */
+const knowsSpeed = (message) =>
+  (message.state === "running" || message.state === "done") && !message.plain && Number.isFinite(message.speedup);
+
+/** How far a run is; the speed of one that has ended. */
 function progressOf(message, { say, many }) {
   const rows = count(message.rows);
   if (!rows) return "";
   const whole = many(unitOf(message), rows);
   if (message.state !== "done") return say("part", { n: count(message.frozen), whole });
-  if (message.plain || !Number.isFinite(message.speedup)) return whole;
-  return say(message.speedup_kind === "measured" ? "measured" : "predicted", { n: message.speedup.toFixed(1) });
+  return knowsSpeed(message) ? say("speed", { n: message.speedup.toFixed(1) }) : whole;
 }
 
 function effortOf(message, { say, many }) {
@@ -54,8 +57,9 @@ function effortOf(message, { say, many }) {
   return say("effort", { rows: many("row", count(message.nfe)), whole: many(unitOf(message), rows) });
 }
 
-/** Steps that a model call of this run has made final, on average. */
+/** The speed so far of a run that goes on; else, steps that a model call of this run has made final, on average. */
 function gainOf(message, { say }) {
+  if (message.state === "running" && knowsSpeed(message)) return say("speed", { n: message.speedup.toFixed(1) });
   const rounds = count(message.round);
   if (message.plain || message.state === "sequential" || !rounds) return "";
   const own = count(message.frozen) - count(message.start); // not what an earlier run had made final
@@ -75,11 +79,12 @@ function labelOf(message, words, { say, many }) {
   const n = count(message.rows);
   const effort = words.effort && n ? say("spent", { rows: many("row", count(message.nfe)), n }) : "";
   const final = words.progress && message.state !== "done" ? say("final", { part: words.progress }) : words.progress;
-  return [say("label"), words.title, final, effort, words.gain, words.note].filter(Boolean).join(". ");
+  const calls = words.gain && !knowsSpeed(message) ? say("callsOnly") : "";
+  return [say("label"), words.title, final, effort, words.gain, calls, words.note].filter(Boolean).join(". ");
 }
 
 /**
- * All that is said about a message; `label` is the whole for a screen reader and a tooltip.
+ * All that is said about a message; `label` is the whole for a screen reader and a tooltip, `begun` that it has begun.
  * @returns {Words}
  */
 export function wordsOf(message, locale = "en") {
@@ -91,5 +96,5 @@ export function wordsOf(message, locale = "en") {
     gain: gainOf(message, speak),
     note: noteOf(message, speak),
   };
-  return { ...words, label: labelOf(message, words, speak) };
+  return { ...words, label: labelOf(message, words, speak), begun: `${speak.say("label")}. ${speak.say("begun")}` };
 }

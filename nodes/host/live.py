@@ -1,4 +1,4 @@
-"""A run's progress for the live widget: at most ten messages a second, and always the last one.
+"""A run's progress for the live widget: at most ten messages a second of all runs, and always the last one.
 
 Every message is complete in itself, so that one that is left out is not missed.
 """
@@ -6,16 +6,13 @@ Every message is complete in itself, so that one that is left out is not missed.
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable
 from typing import Any
 
 from ...paratafusion_core import Progress, Report
 from .notify import Place
+from .pace import Pace, pace_of
 
 EVENT = "paratafusion.progress"
-#: Seconds between two messages.
-PERIOD = 0.1
 #: A residual of the tolerance is level 0, one of this many decades above it, or more, is level 1.
 _DECADES = 3.0
 #: Stands in for the tolerance 0 of the exact preset.
@@ -40,15 +37,18 @@ class Live:
     Args:
         place: where it is seen; None, or a place without a widget, and nothing is told.
         steps: of the run, as the artist counts them.
-        clock: seconds, rising.
+        pace: how often; None for that of the place.
     """
 
-    def __init__(self, place: Place | None, steps: int, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, place: Place | None, steps: int, pace: Pace | None = None) -> None:
         self._place = place if place is not None and place.shown is not None else None
         self._steps = steps
-        self._clock, self._last = clock, -math.inf
+        self._pace = pace or (Pace() if self._place is None else pace_of(self._place.client, str(self._place.shown)))
         self._jumps: list[int] = []
         self._start = 0  # rows that this run took as final from an earlier one
+        self._nfe = 0
+        self._row_seconds: float | None = None
+        self._began = self._looked = self._pace.clock()
         self._known: dict[str, Any] = {}
 
     @property
@@ -56,12 +56,21 @@ class Live:
         """Whether a widget shows this run."""
         return self._place is not None
 
+    def begin(self, row_seconds: float | None) -> None:
+        """The rounds of a parallel run begin; ``row_seconds`` is what a call for one row has taken before, if known."""
+        self._began, self._row_seconds = self._pace.clock(), row_seconds
+
     def round(self, progress: Progress, tolerance: float) -> None:
         """Tell a finished round of a parallel run; ``tolerance`` is what its residuals are compared with."""
-        if not self._jumps:
-            self._start = max(progress.frozen - progress.nfe, 0)
+        now = self._pace.clock()
+        if progress.round == 1:  # of the run, or of another plan that has taken its place
+            self._start, self._jumps = max(progress.frozen - progress.nfe, 0), []
+        elif progress.nfe - self._nfe == 1:  # never the first round: it warms the model up
+            self._row_seconds = min(now - self._looked, self._row_seconds or math.inf)
+        self._nfe, self._looked = progress.nfe, now
         self._jumps.append(progress.frozen)
         self._tell(
+            now,
             state="running",
             round=progress.round,
             rows=progress.rows,
@@ -71,18 +80,26 @@ class Live:
             first=progress.first,
             levels=levels(progress.residual, tolerance),
             jumps=self._jumps,
+            speedup=self._speedup(progress.frozen, now),
         )
+
+    def _speedup(self, frozen: int, now: float) -> float | None:
+        """So far: what one call for each row would have taken, over the time; None where that is not known."""
+        if self._row_seconds is None or now <= self._began:
+            return None
+        return round((frozen - self._start) * self._row_seconds / (now - self._began), 3)
 
     def sequential(self, reason: str | None, callback: Any) -> Any:
         """Tell that the plain sampler runs, and why; returns ``callback`` with each step told as well."""
         steps = self._steps
-        self._tell(True, state="sequential", round=0, rows=steps, frozen=0, nfe=0, reason=reason)
+        self._must(state="sequential", round=0, rows=steps, frozen=0, nfe=0, reason=reason)
         if callback is None or not self.shown:
             return callback
 
         def tell(step: dict[str, Any]) -> Any:
             done = int(step["i"]) + 1
-            self._tell(state="sequential", round=done, rows=steps, frozen=done, nfe=done, reason=reason)
+            now = self._pace.clock()
+            self._tell(now, state="sequential", round=done, rows=steps, frozen=done, nfe=done, reason=reason)
             return callback(step)
 
         return tell
@@ -90,14 +107,12 @@ class Live:
     def end(self, report: Report | None) -> None:
         """Tell how the run ended; None if it was interrupted or failed."""
         if report is None:
-            self._tell(True, **{**self._known, "state": "stopped"})
+            self._must(**{**self._known, "state": "stopped"})
             return
         plain = report.fallback is not None or report.solver == "sequential"
-        speedups = [(report.measured_speedup, "measured"), (report.predicted_speedup, "predicted")]
-        speedup, kind = next(((s, k) for s, k in speedups if s is not None and math.isfinite(s)), (None, None))
+        speedup = report.predicted_speedup
         final = report.status == "converged"
-        self._tell(
-            True,
+        self._must(
             state="done" if final else "sketch",
             plain=plain,
             round=report.rounds,
@@ -110,18 +125,17 @@ class Live:
             doubt=report.doubt,
             warm=report.warm,
             plan=report.plan,
-            speedup=speedup,
-            speedup_kind=kind,
+            speedup=speedup if speedup is not None and math.isfinite(speedup) else None,
         )
 
-    def _tell(self, always: bool = False, **message: Any) -> None:
-        if self._place is None:
+    def _must(self, **message: Any) -> None:
+        self._tell(self._pace.clock(), True, **message)
+
+    def _tell(self, now: float, must: bool = False, **message: Any) -> None:
+        place = self._place
+        if place is None:
             return
         self._known = message
-        now = self._clock()
-        if not always and now - self._last < PERIOD:
-            return
-        self._last = now
-        place = self._place
-        whose = {"node": place.shown, "workflow": place.workflow, "steps": self._steps}
-        place.send(EVENT, {**whose, **message, "jumps": list(message.get("jumps", []))})
+        whose = {"node": place.shown, "workflow": place.workflow, "prompt": place.prompt, "steps": self._steps}
+        whole = {**whose, **message, "jumps": list(message.get("jumps", []))}
+        self._pace.tell(lambda: place.send(EVENT, whole), now, must)

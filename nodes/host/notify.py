@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from dataclasses import dataclass
 from typing import Any
@@ -9,8 +10,9 @@ from typing import Any
 #: Their nodes carry the live widget themselves; a Parallel Sampler carries that of the sampler node it is linked to.
 _OWN = frozenset({"ParaTAF_KSampler", "ParaTAF_KSamplerAdvanced"})
 _LINKED = "ParaTAF_Sampler"
-#: Frontends show a node's text line as HTML.
+#: Frontends show a node's text line as HTML, and make links of what looks like one: a space without width breaks it.
 _PLAIN = str.maketrans({"<": "‹", ">": "›", "[": "(", "]": ")"})
+_LINK = re.compile(r"(?<=www\.)|(?<=://)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ def say_on_node(text: str) -> None:
     context, server = _executing(), _server()
     send = getattr(server, "send_progress_text", None)
     if context is not None and send is not None:
-        send(text.translate(_PLAIN), context.node_id, getattr(server, "client_id", None))
+        send(_LINK.sub("\u200b", text.translate(_PLAIN)), context.node_id, getattr(server, "client_id", None))
 
 
 def _server() -> Any:

@@ -132,6 +132,13 @@ def _cold_reason(warm: Trajectory | None, x: Tensor, latent: str | None) -> str 
     return None
 
 
+def _of_this(warm: Trajectory | None, problem: str | None) -> tuple[Trajectory | None, str]:
+    """``warm`` as this run may use it, and what to say of that: of another picture's sketch nothing is final."""
+    if warm is None or warm.part is None or problem is None or warm.problem == problem:
+        return warm, ""
+    return dataclasses.replace(warm, part=None), "; the sketch was of another prompt, model, seed or setting"
+
+
 def _plain_if_known(known: Known, steps: int, settings: Settings) -> None:
     """Leave before the capture where what is known of the machine says that no parallel plan wins.
 
@@ -276,14 +283,16 @@ class _Run:
         probing = time.perf_counter() - probing
         latent = _latent_format(model)
         cold = _cold_reason(self.warm, x, latent)
+        warm, foreign = _of_this(self.warm, self._outcome.problem)
         # where noise is left over, the denoised picture is what an artist can look at
         shown = None if float(captured.schedule[-1]) < 1e-2 else _Furthest(denoise, batched)
+        live.begin(known.seconds.get(1))
         try:
             solution = solve(
                 system,
                 shown or denoise,
                 options,
-                warm=self.warm if cold is None else None,
+                warm=warm if cold is None else None,
                 callback=self._telling(callback, live, options.tolerance, shown, sigmas),
                 keep_trajectory=self._outcome.want_trajectory,
                 machine=known.machine(batched.most(system.S)) if options.solver == "auto" else None,
@@ -301,7 +310,7 @@ class _Run:
         kept = solution.trajectory
         self._outcome.report = solution.report
         self._outcome.trajectory = None if kept is None else dataclasses.replace(kept, latent=latent)
-        solution.report.warm = cold or solution.report.warm
+        solution.report.warm = cold or (solution.report.warm and solution.report.warm + foreign)
         sigmas.copy_(captured.schedule)
         return solution.x
 

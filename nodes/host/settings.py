@@ -111,11 +111,13 @@ class Outcome:
 
     Attributes:
         want_trajectory: set beforehand: whether anyone will read the trajectory.
+        problem: set beforehand: tells apart what makes the picture; None where it is not known.
         report: the engine's account; of a fallback too.
         trajectory: of a parallel run, where it was wanted.
     """
 
     want_trajectory: bool = False
+    problem: str | None = None
     report: Report | None = None
     trajectory: Trajectory | None = None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -10,6 +11,8 @@ from ...paratafusion_core import Trajectory
 
 #: The client that queued the graph, and the name.
 Key = tuple[str, str]
+#: Losses that are remembered; one that is older than all of them counts as none.
+_LOSSES = 4096
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,8 @@ class Store:
     def __init__(self, entries: int = 16, max_bytes: int = 1 << 30) -> None:
         self._entries, self._max_bytes = entries, max_bytes
         self._kept: OrderedDict[Key, Entry] = OrderedDict()
+        self._lost: OrderedDict[tuple[Key, str], int] = OrderedDict()
+        self._numbers = itertools.count(1)
         self._lock = threading.Lock()
 
     @property
@@ -48,11 +53,30 @@ class Store:
             raise ValueError(f"trajectory has {entry.size} bytes; at most {self._max_bytes} can be kept between runs")
         gone: list[Key] = []
         with self._lock:
-            self._kept.pop(key, None)
+            before = self._kept.pop(key, None)
+            if before is not None and before.problem != entry.problem:
+                self._lose(key, before)
             self._kept[key] = entry
             while len(self._kept) > self._entries or sum(e.size for e in self._kept.values()) > self._max_bytes:
-                gone.append(self._kept.popitem(last=False)[0])
+                oldest, dropped = self._kept.popitem(last=False)
+                self._lose(oldest, dropped)
+                gone.append(oldest)
         return gone
+
+    def _lose(self, key: Key, entry: Entry) -> None:
+        self._lost.pop((key, entry.problem), None)
+        self._lost[key, entry.problem] = next(self._numbers)
+        if len(self._lost) > _LOSSES:
+            self._lost.popitem(last=False)
+
+    def last_loss(self, client: str, name: str | None, problem: str) -> int:
+        """Number of the last time that ``client`` lost this problem under ``name`` (None: any); 0 if it never did.
+
+        It changes when the entry is dropped or replaced, and not when it is kept again.
+        """
+        with self._lock:
+            lost = (n for ((c, own), p), n in self._lost.items() if (c, p) == (client, problem) and name in (None, own))
+            return max(lost, default=0)
 
     def recall(self, key: Key) -> Entry | None:
         """What is kept under ``key``, or None."""

@@ -108,9 +108,9 @@ class Server:
         except urllib.error.HTTPError as error:
             raise PromptError(error.read().decode(errors="replace")) from None
 
-    def queue(self, graph: dict[str, Any]) -> str:
-        """Queue a graph in API form; returns its id."""
-        return self.post("/prompt", {"prompt": graph, "client_id": self.client})["prompt_id"]
+    def queue(self, graph: dict[str, Any], client: str | None = None) -> str:
+        """Queue a graph in API form, as our client or another one; returns its id."""
+        return self.post("/prompt", {"prompt": graph, "client_id": client or self.client})["prompt_id"]
 
     def wait(self, prompt_id: str, patience: float = 180.0) -> dict[str, Any]:
         """The history entry of a graph that has ended, however it ended."""
@@ -122,13 +122,13 @@ class Server:
             time.sleep(0.05)
         raise PromptError(f"graph {prompt_id} has not ended:\n{self.text()[-2000:]}")
 
-    def run(self, graph: dict[str, Any]) -> dict[str, Any]:
+    def run(self, graph: dict[str, Any], client: str | None = None) -> dict[str, Any]:
         """Run a graph to its end; returns its history entry.
 
         Raises:
             PromptError: it was refused or failed; the failing node's words are in the message.
         """
-        entry = self.wait(self.queue(graph))
+        entry = self.wait(self.queue(graph, client))
         if entry["status"]["status_str"] != "success":
             failed = [m[1] for m in entry["status"]["messages"] if m[0] == "execution_error"]
             raise PromptError(failed[0]["exception_message"] if failed else str(entry["status"]["messages"]))

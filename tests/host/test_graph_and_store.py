@@ -64,6 +64,22 @@ def test_the_store_is_bounded_by_count_and_bytes():
     assert store.recall(("me", "big")) is not None
 
 
+def test_a_loss_has_a_number_until_the_next_one():
+    """The fingerprint of Keep: it changes when something goes, and not when it is kept again."""
+    store, me = Store(entries=1), ("me", "a")
+
+    def kept(key: tuple[str, str], problem: str) -> int:
+        store.keep(key, Entry(entry(4).trajectory, problem))
+        return store.last_loss("me", "a", "p")
+
+    assert [kept(me, "p"), kept(me, "p")] == [0, 0]
+    replaced = kept(me, "q")
+    assert replaced > 0 and kept(me, "p") == replaced
+    dropped = kept(("you", "b"), "p")
+    assert dropped > replaced and kept(me, "p") == dropped
+    assert store.last_loss("me", None, "p") == dropped and store.last_loss("me", "other", "p") == 0
+
+
 def chosen(**asked: object) -> Settings:
     defaults = {i.id: i.default for i in ParallelOptions.define_schema().inputs}
     return ParallelOptions.execute(**{**defaults, **asked}).args[0]

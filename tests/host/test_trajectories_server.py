@@ -58,6 +58,36 @@ def test_linking_the_trajectory_after_a_run_runs_again(server):
     assert report_of(server.run(recalled))["warm"] == "same noise levels"
 
 
+def recalled(server: Any, client: str, name: str) -> bool:
+    """Whether the client finds a trajectory under the name."""
+    recall = {"recall": {"class_type": "ParaTAF_RecallTrajectory", "inputs": {"name": name}}}
+    shown = {"show": {"class_type": "PreviewAny", "inputs": {"source": ["recall", 0]}}}
+    return server.run(recall | shown, client)["outputs"]["show"]["text"] != ["None"]
+
+
+def test_each_client_keeps_its_own(server):
+    """The host's cache serves all clients alike, and must not stand in for what one of them has never kept."""
+    kept = keeping(graph(seed=14), "shared")
+    server.run(kept, "anna")
+    second = server.cached(server.run(kept, "ben"))
+    assert "sampler" in second and "keep" not in second
+    assert "keep" in server.cached(server.run(kept, "ben"))
+    assert recalled(server, "anna", "shared") and recalled(server, "ben", "shared")
+    assert not recalled(server, "cleo", "shared")
+
+
+def test_what_was_dropped_is_kept_again(server):
+    """Sixteen fit into the store; a graph whose own had to go keeps it again, once."""
+    kept = keeping(graph(seed=15), "n0")
+    server.run(kept)
+    for number in range(1, 17):
+        entry = server.run({**kept, "other": keeping({}, f"n{number}")["keep"]})
+        assert "keep" in server.cached(entry)
+    assert "keep" not in server.cached(server.run(kept))
+    assert "keep" in server.cached(server.run(kept))
+    assert recalled(server, server.client, "n0") and not recalled(server, server.client, "n1")
+
+
 def test_a_sketch_and_its_refinement_in_one_graph(server):
     """The second node takes the first one's final rows over; together they cost one run and at most a window."""
     whole = report_of(server.run(graph(seed=12)))
@@ -72,7 +102,8 @@ def test_a_sketch_and_its_refinement_in_one_graph(server):
     assert finished["warm"].startswith("continued behind")
     assert sketch["nfe"] + finished["nfe"] <= whole["nfe"] + 8
     both["refine"]["inputs"]["cfg"] = 5.0
-    assert report_of(server.run(both), "words 2")["warm"] == "same noise levels"  # another problem: nothing is final
+    other = "same noise levels; the sketch was of another prompt, model, seed or setting"  # nothing of it is final
+    assert report_of(server.run(both), "words 2")["warm"] == other
 
 
 def test_another_latent_shape_starts_cold_and_says_so(server):

@@ -54,3 +54,12 @@ def page(server, browser):
 
     with tab(browser, server.port) as opened:
         yield opened
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["classic", "vue"])
+def mode(request, server, browser):
+    """``(page, faults, name)`` in each of the frontend's two ways to draw nodes."""
+    from watching import opened
+
+    with opened(server, browser, request.param) as (page, faults):
+        yield page, faults, "vue" if request.param else "classic"

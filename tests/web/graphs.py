@@ -80,8 +80,9 @@ def quickstart() -> Graph:
 
 def warm_start() -> Graph:
     g = Graph(
-        "## Warm start\nQueue once, then change the prompt or the CFG a little and queue again: the run continues from "
-        "the trajectory that the last one kept, in fewer rounds. An unchanged graph comes from the cache."
+        "## Warm start\nQueue once, then change the CFG, the steps or the sampler a little and queue again: the run "
+        "continues from the trajectory that the last one kept, in fewer rounds. Another prompt, even by one word, "
+        "gains nothing. An unchanged graph runs once more, from its own trajectory, then it comes from the cache."
     )
     model, yes, no = _demo(g, "large blue square, grey background")
     recall = g.add("ParaTAF_RecallTrajectory", name="mine")
@@ -124,11 +125,16 @@ def preview_and_refine() -> Graph:
     g = Graph(
         "## Preview and refine\nThe first sampler stops after 3 rounds: a sketch. If you like it, the second one "
         "finishes it from the sketch's **trajectory**. It does not evaluate again what is final already, so that both "
-        "together cost about one run. Mute the second sampler (Ctrl+M) while you look for a seed."
+        "together cost about one run. Both read their seed from the node **Seed**. While you look for a seed, mute the "
+        "whole second branch, from its sampler to its pictures (select, Ctrl+M): of a muted sampler alone its report "
+        "misses its input, and ComfyUI refuses the graph."
     )
     model, yes, no = _demo(g, "small white ring, top left, grey background")
-    given = {"steps": 24, "cfg": 4.0, "sampler_name": "dpmpp_2m", "scheduler": "karras"}
+    given: dict[str, Any] = {"steps": 24, "cfg": 4.0, "sampler_name": "dpmpp_2m", "scheduler": "karras"}
     links = [out(model), out(yes), out(no), out(model, 2)]
+    seed = g.add("PrimitiveInt", value=5)
+    g.nodes[seed]["_meta"] = {"title": "Seed"}
+    given["seed"] = out(seed)
     sketch = _sampler(g, *links, options=out(_options(g, max_rounds=3)), **given)
     finished = _sampler(g, *links, options=out(_options(g)), trajectory=out(sketch, 1), **given)
     for sampler, name in ((sketch, "sketch"), (finished, "finished")):

@@ -20,7 +20,6 @@ from watching import (
     listeners,
     living,
     look,
-    opened,
     record,
     screenshots,
     set_widgets,
@@ -36,13 +35,6 @@ MARKUP = "<img src=x onerror=\"window.__pwned = 'yes'\"><script>window.__pwned =
 
 def example(name: str) -> dict[str, Any]:
     return json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
-
-
-@pytest.fixture(scope="module", params=[False, True], ids=["classic", "vue"])
-def mode(request, server, browser):
-    """``(page, faults, name)`` in each of the frontend's two ways to draw nodes."""
-    with opened(server, browser, request.param) as (page, faults):
-        yield page, faults, "vue" if request.param else "classic"
 
 
 def start(page: Any, name: str = "quickstart", **values: Any) -> None:

@@ -13,13 +13,14 @@ SAID = [
     ({"rows": 40, "round": 1}, ("Round 1", "12 of 40 evaluations", "30 rows for 40 evaluations",
                                 "12.0 evaluations per call", "")),
     ({"start": 8}, ("Round 4", "12 of 20 steps", "30 rows for 20 steps", "1.0 steps per call", "")),
+    ({"speedup": 1.84}, ("Round 4", "12 of 20 steps", "30 rows for 20 steps", "est. speed 1.8×", "")),
     ({"state": "sketch"}, ("Sketch, 4 rounds", "12 of 20 steps", "30 rows for 20 steps", "3.0 steps per call", "")),
     ({"state": "stopped"}, ("Stopped in round 4", "12 of 20 steps", "30 rows for 20 steps", "3.0 steps per call", "")),
     ({"state": "sequential", "reason": "why"}, ("Sequential", "12 of 20 steps", "", "", "⚠ Not parallel: why")),
-    ({"state": "done", "speedup": 2.345, "speedup_kind": "predicted"},
+    ({"state": "done", "speedup": 2.345},
      ("Done in 4 rounds", "est. speed 2.3×", "30 rows for 20 steps", "3.0 steps per call", "")),
-    ({"state": "done", "round": 1, "speedup": 0.5, "speedup_kind": "measured", "doubt": "hm"},
-     ("Done in 1 round", "speed 0.5×", "30 rows for 20 steps", "12.0 steps per call", "⚠ In doubt: hm")),
+    ({"state": "done", "round": 1, "speedup": 0.5, "doubt": "hm"},
+     ("Done in 1 round", "est. speed 0.5×", "30 rows for 20 steps", "12.0 steps per call", "⚠ In doubt: hm")),
     ({"state": "done", "warm": "same noise levels"}, ("Done in 4 rounds", "20 steps", "30 rows for 20 steps",
                                                       "3.0 steps per call", "Warm start: same noise levels")),
     ({"state": "done", "warm": "cold: other shape"}, ("Done in 4 rounds", "20 steps", "30 rows for 20 steps",
@@ -50,6 +51,15 @@ def test_every_language_says_the_same(page):
             assert len(forms) == len(english)
             for form, model in zip(forms, english, strict=True):
                 assert sorted(re.findall(r"{\w+}", form)) == sorted(re.findall(r"{\w+}", model)), (language, key)
+
+
+def test_calls_are_not_sold_as_time(page):
+    """Steps per call are no speed: the whole says so where none is known."""
+    script = "(m) => import('/extensions/ParaTAFusion/live_words.js').then((w) => w.wordsOf(m).label)"
+    for change in ({}, {"state": "done"}, {"state": "sketch", "speedup": 1.5}):
+        assert "calls saved, speed not known" in page.evaluate(script, {**BASE, **change})
+    for change in ({"speedup": 1.5}, {"state": "done", "speedup": 1.5}, {"state": "sequential"}):
+        assert "calls saved" not in page.evaluate(script, {**BASE, **change})
 
 
 @pytest.mark.parametrize(

@@ -62,6 +62,37 @@ def test_example(server, page, name):
     assert entry["outputs"]
 
 
+def test_one_seed_makes_the_sketch_and_its_refinement(server, page):
+    """A seed that is found in the sketch is the one that is finished; what is muted while looking leaves no gap."""
+    open_workflow(page, json.loads((FOLDER / "preview-and-refine.json").read_text(encoding="utf-8")))
+    page.evaluate("() => { window.app.graph.nodes.find((n) => n.type === 'PrimitiveInt').widgets[0].value = 77 }")
+    prompt = as_prompt(page)
+    samplers = {n: node["inputs"] for n, node in prompt.items() if node["class_type"] == "ParaTAF_KSampler"}
+    seeds = [inputs["seed"] for inputs in samplers.values()]
+    assert len(seeds) == 2 and seeds[0] == seeds[1]
+    assert prompt[seeds[0][0]] == {**prompt[seeds[0][0]], "class_type": "PrimitiveInt", "inputs": {"value": 77}}
+    reports = {n: node["inputs"]["report"][0] for n, node in prompt.items() if node["class_type"] == "ParaTAF_Report"}
+    for report in reports:
+        prompt[f"words {report}"] = {"class_type": "PreviewAny", "inputs": {"source": [report, 1]}}
+    outputs = server.run(prompt)["outputs"]
+    told = {sampler: outputs[f"words {report}"]["text"][0] for report, sampler in reports.items()}
+    sketch, finished = sorted(told, key=lambda n: "trajectory" in samplers[n])
+    assert '"status": "max_rounds"' in told[sketch] and "continued behind" in told[finished]
+
+    branch = {finished}
+    while more := {n for n, node in prompt.items() if n not in branch and _reads(node, branch)}:
+        branch |= more
+    mute = "ids => window.app.graph.nodes.filter((n) => ids.includes(String(n.id))).forEach((n) => { n.mode = 2 })"
+    page.evaluate(mute, sorted(branch))
+    left = as_prompt(page)
+    assert not branch & set(left) and "seed" in left[sketch]["inputs"]
+    assert server.run(left)["outputs"]
+
+
+def _reads(node: dict[str, Any], sources: set[str]) -> bool:
+    return any(isinstance(value, list) and value[0] in sources for value in node["inputs"].values())
+
+
 def test_the_quickstart_is_the_sequential_picture(server, page):
     open_workflow(page, json.loads((FOLDER / "quickstart.json").read_text(encoding="utf-8")))
     prompt = as_prompt(page)
