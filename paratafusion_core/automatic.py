@@ -34,8 +34,9 @@ def automatic(job: Job, machine: Machine) -> Solution:
         except Replan as other:
             plan = other.plan
         else:
-            _tell_plan(done.report, shared.plan or plan, why)
-            done.report.probe_nfe = shared.lost
+            if shared.plan is not None:
+                _tell_plan(done.report, shared.plan, why)
+            done.report.probe_nfe = done.report.probe_nfe + shared.lost
             return done
     timed = Timed(shared, machine.clock)
     pilot = Pilot(question, shared.machine, timed if system.S.device.type == "cpu" else None)

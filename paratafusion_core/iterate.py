@@ -13,10 +13,10 @@ from .devices import send
 from .engine import Front, Problem, Round, advance, fill, fold, guess, opening, play
 from .job import Job, Progress, Solution, Status, close
 from .report import Report
-from .resume import continuing, holds, in_words, look_again, obstacle, part_of, remembering, standing
+from .resume import continuing, in_words, look_again, obstacle, part_of, remembering, standing
 from .rows import Scales
 from .solvers import make
-from .trajectory import Trajectory, half
+from .trajectory import Part, Trajectory, half
 from .window import Asked, Pilot
 
 
@@ -38,15 +38,17 @@ def iterate(job: Job, windows: Asked | Pilot | None = None, clock: Callable[[], 
     while True:
         started = clock()
         looks = part if report.rounds == 0 else None
-        done = play(problem, front) if looks is None else look_again(problem, front, looks, width)
-        if looks is not None:
-            report.warm = in_words(problem, looks, done)
+        if looks is None:
+            done, same = play(problem, front), False
+        else:
+            done, same = look_again(problem, front, looks, width)
+            report.warm = in_words(looks, done, same)
         final = done.corrected[: done.frozen]
         fold(problem, front.first, final)
         frozen = front.first + done.frozen
         if kept is not None:
             kept[front.first : frozen] = half(final)
-        _account(report, front, done)
+        _account(report, front, done, len(front.x) if looks is None else done.evaluated)
         steepest = max(steepest, done.steepest)
         finished = frozen == K or report.rounds == options.max_rounds
         picture = fill(problem, front, done, K, K + 1)[0] if finished or callback else None
@@ -60,26 +62,36 @@ def iterate(job: Job, windows: Asked | Pilot | None = None, clock: Callable[[], 
             break
         width, report.window_reason = windows.next(frozen)
         front = advance(problem, front, done, min(frozen + width, K))
-        if looks is not None and holds(problem, done):
+        if looks is not None and same:
             front = remembering(problem, front, looks)
         elif looks is not None:
             problem = continuing(problem, options, same=False)
 
     status = Status.CONVERGED if frozen == K else Status.MAX_ROUNDS
-    trajectory = None if kept is None else _trajectory(job, problem, front, done, kept, steepest)
+    left = looks if same else None  # nothing was done but to look at an earlier run's rows
+    trajectory = None if kept is None else _trajectory(job, problem, front, done, kept, steepest, left)
     report.doubt = None if problem.exact else doubt(steepest)
     close(report, status, time.perf_counter() - begin)
     return Solution(picture.reshape(problem.shape), status, report, trajectory)
 
 
 def _trajectory(
-    job: Job, problem: Problem, front: Front, done: Round, kept: Tensor, steepest: tuple[float, float]
+    job: Job,
+    problem: Problem,
+    front: Front,
+    done: Round,
+    kept: Tensor,
+    steepest: tuple[float, float],
+    part: Part | None,
 ) -> Trajectory:
-    """Of a run that ended with the round ``done``; ``kept`` ``[K, B, d]`` holds its final rows."""
-    system, options, frozen, part = job.system, job.options, front.first + done.frozen, None
+    """Of a run that ended with the round ``done``; ``kept`` ``[K, B, d]`` holds its final rows.
+
+    ``part`` is what it leaves to another run if that is known, else None.
+    """
+    system, options, frozen = job.system, job.options, front.first + done.frozen
     if frozen < problem.total:
         kept[frozen:] = half(guess(problem, front, done))
-        part = part_of(problem, system, options, front, done, kept, steepest)
+        part = part or part_of(problem, system, options, front, done, kept, steepest)
     D = kept.reshape(len(kept), *problem.shape).cpu()
     return Trajectory(D, system.sigmas.clone(), system.sampler, flow=options.flow, part=part)
 
@@ -108,12 +120,12 @@ def _problem(job: Job) -> Problem:
     )
 
 
-def _account(report: Report, front: Front, done: Round) -> None:
+def _account(report: Report, front: Front, done: Round, window: int) -> None:
     report.rounds += 1
     report.nfe += done.evaluated
     report.rows_per_round.append(done.evaluated)
     report.frozen_per_round.append(front.first + done.frozen)
-    report.window_per_round.append(len(front.x))
+    report.window_per_round.append(window)
     report.residuals.append((front.first, done.residual))
     report.repairs += done.unsound
     report.model_seconds += done.model_seconds

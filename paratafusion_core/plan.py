@@ -245,9 +245,10 @@ def collocation_work(question: Question, window: int) -> Work:
 def collocation_rounds(rows: int, window: int, total: int) -> int:
     """Rounds of collocation at a window of at least 2, for ``rows`` evaluations of a run of ``total`` steps.
 
-    Three rows a round, but ten rounds where there are two rows for each, as fewer leave gaps too wide: window 4 and 20
-    rows in 7 rounds come to 36.4 dB (DDIM-50, CFG 4) and 28.4 dB (CFG 7.5), in 10 rounds to 51.7 and 39.2 dB (means of
-    4 seeds of the demo network); of 720 runs of the ideal denoiser 114 end below 20 dB in 7 rounds, 12 in 10.
+    Three rows a round, two at window 2, but ten rounds where there are two rows for each, as fewer leave gaps too wide:
+    window 4 and 20 rows in 7 rounds come to 36.4 dB (DDIM-50, CFG 4) and 28.4 dB (CFG 7.5), in 10 rounds to 51.7 and
+    39.2 dB (means of 4 seeds of the demo network); of 720 runs of the ideal denoiser 114 end below 20 dB in 7 rounds,
+    12 in 10.
     """
     return max(2, min(max(-(-rows // min(window, 3)), min(_ROUNDS, rows // 2)), total))
 

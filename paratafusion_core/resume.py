@@ -38,7 +38,7 @@ def fingerprint(system: System) -> str:
     """Tells systems apart: noise levels, the start, and the state before the last evaluation."""
     digest = hashlib.blake2b(digest_size=16)
     for part in (system.sigmas, system.C[-2], system.S[0], system.S[-2]):
-        digest.update(part.detach().to("cpu", torch.float64).numpy().tobytes())
+        digest.update(part.detach().cpu().double().numpy().tobytes())
     return digest.hexdigest()
 
 
@@ -84,7 +84,7 @@ def remembering(problem: Problem, front: Front, part: Part) -> Front:
     if part.changes is None or problem.warm is None:
         return front
     count = min(len(part.changes[0]), len(front.x))
-    changes = send(part.changes[:, :count], front.x).flatten(3)
+    changes = send(part.changes[:, :count], front.x).reshape(-1, count, *front.x.shape[1:])
     D = send(problem.warm[front.first : front.first + count], front.x)
     memory = Memory(front.x[:count] - changes[0], D - changes[1], changes[2:])
     return replace(front, state=problem.solver.take_up(memory))
@@ -122,8 +122,8 @@ def standing(problem: Problem, part: Part) -> Front:
     return Front(0, problem.S[: part.final], problem.solver.start())
 
 
-def look_again(problem: Problem, front: Front, part: Part, width: int) -> Round:
-    """The round that evaluates some rows of :func:`standing` again, the first and the last among them.
+def look_again(problem: Problem, front: Front, part: Part, width: int) -> tuple[Round, bool]:
+    """The round that evaluates some rows of :func:`standing` again, first and last among them, and whether they hold.
 
     All of them are frozen if these still hold; otherwise row 0 alone, whose state is exact. Its residual has a number
     for each evaluated row, at most the tolerance where the row holds, and NaN for the others.
@@ -134,11 +134,12 @@ def look_again(problem: Problem, front: Front, part: Part, width: int) -> Round:
     assert problem.warm is not None
     final = len(front.x)
     D = send(problem.warm[:final], problem.S)
-    count = min(CHECKED, max(width // 4, 2), width, final)
+    count = min(CHECKED, max(width // 4, 2), final)
     rows = torch.linspace(0, final - 1, count).round().long()
     x = problem.S[rows] + torch.tensordot(send(problem.C[rows, :final], D), D, 1)
     begin = time.perf_counter()
-    again = call_model(problem.denoise, x, problem.sigmas[rows], problem.shape)
+    calls = zip(x.split(width), problem.sigmas[rows].split(width), strict=True)
+    again = torch.cat([call_model(problem.denoise, some, sigma, problem.shape) for some, sigma in calls])
     gap = (again - D[rows]).square().mean(-1).amax(1).sqrt().cpu().double() / problem.scales.data_rms
     seconds = time.perf_counter() - begin
     if not gap[0].isfinite():
@@ -151,16 +152,12 @@ def look_again(problem: Problem, front: Front, part: Part, width: int) -> Round:
     same = bool((share <= 1).all())
     frozen, sure = (final, D) if same else (1, again[:1])
     steepest = (part.slope, part.slope_sigma) if same else (0.0, 0.0)
-    return Round(D, sure, None, front.state, frozen, frozen, 0, residual.tolist(), len(rows), seconds, steepest)
+    done = Round(D, sure, None, front.state, frozen, frozen, 0, residual.tolist(), len(rows), seconds, steepest)
+    return done, same
 
 
-def holds(problem: Problem, done: Round) -> bool:
-    """Whether :func:`look_again` found the final rows as they were."""
-    return all(math.isnan(share) or share <= problem.tolerance for share in done.residual)
-
-
-def in_words(problem: Problem, part: Part, done: Round) -> str:
+def in_words(part: Part, done: Round, same: bool) -> str:
     """What came of it, for the report."""
-    if holds(problem, done):
+    if same:
         return f"continued behind {part.final} final rows of the same run, {done.evaluated} of them checked"
     return f"same noise levels; its {part.final} final rows do not hold here and were evaluated again"

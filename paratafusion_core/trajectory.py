@@ -79,11 +79,16 @@ class Part:
         if not all(isinstance(row, int) for row in rows) or any(a >= b for a, b in pairwise(rows)):
             raise ValueError(f"trajectory rows are {list(self.rows)!r:.80}; whole numbers that rise from 0 are allowed")
         changes = self.changes
-        if changes is not None and (changes.ndim < 4 or len(changes) % 2 or 0 in changes.shape):
+        if changes is not None and (changes.ndim < 3 or len(changes) % 2 or 0 in changes.shape):
             raise ValueError(f"trajectory changes have shape {list(changes.shape)}; [2m, k, B, ...] is allowed")
-        if changes is not None and not (changes.is_floating_point() and bool(changes.isfinite().all())):
+        real = changes is None or (changes.is_floating_point() and changes.dtype.itemsize >= 2)
+        if changes is not None and not (real and all(bool(row.isfinite().all()) for row in changes)):
             raise ValueError("trajectory changes hold NaN, infinity or no floats; finite floats are allowed")
         check_count("trajectory final", self.final)
+        for name, least in (("rounds", min(len(self.rows), 1)), ("nfe", len(self.rows))):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < least:
+                raise ValueError(f"trajectory {name} is {value!r}; a whole number of at least {least} is allowed")
         for name in ("tolerance", "slope", "slope_sigma", "surprise"):
             check_real(f"trajectory {name}", getattr(self, name), low=0.0)
 
@@ -200,10 +205,10 @@ def save_trajectory(path: str | Path, trajectory: Trajectory) -> None:
         OSError: the folder is missing or not writable.
     """
     facts = {name: getattr(trajectory, name) for name in _FACTS}
-    part, tensors = trajectory.part, {"D": trajectory.D.half(), "sigmas": trajectory.sigmas}
+    part, tensors = trajectory.part, {"D": half(trajectory.D), "sigmas": trajectory.sigmas}
     facts["part"] = None if part is None else {name: getattr(part, name) for name in _PART}
     if part is not None and part.changes is not None:
-        tensors["changes"] = part.changes
+        tensors["changes"] = half(part.changes)
     metadata = {"format": FORMAT, "version": str(VERSION), "facts": json.dumps(facts)}
     write_tensors(Path(path), tensors, metadata)
 

@@ -44,12 +44,12 @@ def refusal(system: System) -> str | None:
         return f"the run has {system.evaluations} evaluations, and at least 3 are needed"
     if (system.sigmas.diff() >= 0).any():
         return "its noise levels do not fall from evaluation to evaluation"
-    start = system.S[0].flatten().double()
+    start = system.S[0].flatten().cpu().double()
     size = float(start.square().sum())
     if size == 0:
         return None
     for k in range(1, len(system.S)):
-        state = system.S[k].flatten().double()
+        state = system.S[k].flatten().cpu().double()
         along = float(state @ start) / size
         if float((state - along * start).norm()) > _STRAY * max(float(state.norm()), 1e-3 * size**0.5):
             return "it adds noise of its own in every step"
@@ -61,12 +61,12 @@ class Found:
     """What a run came to.
 
     Attributes:
-        picture: ``[B, ...]``. D: ``[K, B, d]`` of all rows.
+        picture: ``[B, ...]``. D: ``[K, B, d]`` of all rows, if the trajectory is to be kept.
         finished: not where ``max_rounds`` came first; then ``part`` is what it leaves to a second run.
     """
 
     picture: Tensor
-    D: Tensor
+    D: Tensor | None
     finished: bool
     part: Part | None
 
@@ -130,10 +130,13 @@ def collocate(job: Job, scales: Scales, report: Report, tell: Tell) -> Found:
         if finished or report.rounds >= (options.max_rounds or math.inf):
             break
     report.doubt = doubt(signs, nodes.rows, seen, scales, report)
+    picture = picture.reshape(system.S.shape[1:])
+    if not job.keep_trajectory:
+        return Found(picture, None, finished, None)
     D = _all_rows(nodes)
     # a warm run's nodes hold how D has changed, which without the earlier run says nothing
     part = None if finished or before is not None else part_of(nodes, system, signs, spent)
-    return Found(picture.reshape(system.S.shape[1:]), D if before is None else D + before, finished, part)
+    return Found(picture, D if before is None else D + before, finished, part)
 
 
 def _begun(
@@ -151,17 +154,12 @@ def _begun(
     begun = look_again(ground, part, old, job.options.window in (1, "auto"), evaluate, scales)
     report.warm = begun.in_words()
     if begun.nodes is None:
-        report.rounds, report.nfe, report.model_seconds = 1, len(begun.rows), begun.seconds
-        report.rows_per_round.append(len(begun.rows))
-        report.window_per_round.append(len(begun.rows))
-        report.residuals.append((0, [1.0]))
-        report.frozen_per_round.append(0)
-        report.seconds_per_round.append(begun.seconds)
+        report.probe_nfe = len(begun.rows)
     return begun
 
 
 def _ground(system: System, scales: Scales, before: Tensor | None) -> Ground:
-    S = system.S.detach().flatten(2)
+    S = system.S.detach().reshape(len(system.S), system.S.shape[1], -1)
     if before is not None:
         S = torch.addmm(S.flatten(1), send(system.C, S), before.flatten(1)).view_as(S)
     u = coordinate(scales.sigma, scales.alpha, scales.data_rms)
@@ -180,7 +178,7 @@ def _check_finite(scales: Scales, rows: list[int], d: Tensor) -> None:
 def _enough(report: Report, spent: tuple[int, int], plan: Budget, options: Options) -> bool:
     """After the first pass: whether the target or, without one, the plan's evaluations are reached."""
     rounds, nfe = spent
-    if rounds >= report.sequential_nfe:
+    if max(rounds, report.rounds) >= report.sequential_nfe:
         return True
     if options.target is None:
         return rounds >= plan.rounds or nfe >= plan.rows

@@ -35,7 +35,7 @@ def by_collocation(job: Job) -> Solution:
     scales = Scales.of(system, options.flow, options.data_rms)
     found = collocate(job, scales, report, tell)
     trajectory = None
-    if job.keep_trajectory:
+    if found.D is not None:
         kept = half(found.D).reshape(K, *shape).cpu()
         trajectory = Trajectory(kept, system.sigmas.clone(), system.sampler, flow=options.flow, part=found.part)
     status = Status.CONVERGED if found.finished else Status.MAX_ROUNDS

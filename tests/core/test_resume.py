@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from paratafusion_core import Options, System, load_trajectory, save_trajectory, solve
+from paratafusion_core import Options, System, load_trajectory, save_trajectory, schemes, solve
 from paratafusion_core.report import fidelity
 from paratafusion_core.resume import fingerprint
 
@@ -247,16 +247,79 @@ def test_collocation_goes_on_where_it_stopped(mixture: Make, scheme: str, window
             assert fidelity(finished.x, whole.x).psnr_db > 45
 
 
-def test_a_collocation_sketch_of_another_prompt_is_found_out(mixture: Make) -> None:
-    given, other = mixture(dtype=torch.float32), mixture(seed=3, dtype=torch.float32)
-    options = Options("collocation", window=4)
-    sketch = solve(given.system, given.denoise, replace(options, max_rounds=5)).trajectory
-    report = solve(given.system, other.denoise, options, warm=sketch).report
-    assert "do not hold here" in report.warm and report.status == "converged"
-    assert report.frozen_per_round[0] == 0 and sum(report.rows_per_round) == report.nfe
-    assert len(report.residuals) == len(report.frozen_per_round) == len(report.seconds_per_round) == report.rounds
+@pytest.mark.parametrize("window", [1, 4])
+@pytest.mark.parametrize("changed", [{"seed": 3}, {"cfg": 7.5}])
+def test_a_collocation_sketch_of_another_prompt_is_found_out(
+    mixture: Make, changed: dict[str, Any], window: int
+) -> None:
+    """However far the sketch came: late nodes look alike whatever is asked for. The look is no round of the run."""
+    given, other = mixture(dtype=torch.float32), mixture(dtype=torch.float32, **changed)
+    options = Options("collocation", window=window)
+    rounds = solve(given.system, given.denoise, options).report.rounds
+    for cap in range(2, rounds):
+        sketch = solve(given.system, given.denoise, replace(options, max_rounds=cap)).trajectory
+        told: list[int] = []
+        done = solve(given.system, other.denoise, options, warm=sketch, callback=lambda p, t=told: t.append(p.round))
+        report = done.report
+        assert "do not hold here" in report.warm and report.status == "converged"
+        assert 1 <= report.probe_nfe <= 2 and sum(report.rows_per_round) == report.nfe
+        assert told == [*range(1, report.rounds + 1)]
     stopped = solve(given.system, other.denoise, replace(options, max_rounds=1), warm=sketch)
-    assert stopped.report.rounds == 2 and stopped.status == "max_rounds"
+    assert stopped.report.rounds == 1 and stopped.status == "max_rounds"
+
+
+@pytest.mark.parametrize("window", [8, "auto"])
+def test_a_model_that_changes_late_is_found_out(mixture: Make, window: int | str) -> None:
+    given = mixture()
+    rounds = solve(given.system, given.denoise, Options(window=8)).report.rounds
+    sketch = solve(given.system, given.denoise, Options(window=8, max_rounds=rounds - 1)).trajectory
+    assert 20 < sketch.part.final < 30
+    limit = float(given.system.sigmas[2])
+
+    def late(x: Tensor, sigma: Tensor) -> Tensor:
+        D = given.denoise(x, sigma)
+        return torch.where((sigma < limit).reshape(-1, *[1] * (x.ndim - 1)), 0.8 * D, D)
+
+    done = solve(given.system, late, Options(window=window), warm=sketch)
+    assert "do not hold" in done.report.warm
+    assert fidelity(done.x, solve(given.system, late, Options("sequential")).x).psnr_db > 50
+
+
+def test_a_look_alone_keeps_the_sketch(mixture: Make) -> None:
+    given = mixture(dtype=torch.float32)
+    sketch = solve(given.system, given.denoise, Options(window=8, max_rounds=4)).trajectory
+    again = solve(given.system, given.denoise, Options(window=8, max_rounds=1), warm=sketch).trajectory
+    assert again.part.final == sketch.part.final and torch.equal(again.part.changes, sketch.part.changes)
+
+
+def test_states_without_dimensions(mixture: Make) -> None:
+    """``[K+1, B]``: one number an image."""
+    sigmas = mixture().system.sigmas
+    system = schemes.ddim(
+        torch.randn(5, generator=torch.Generator().manual_seed(0)) * sigmas[0], torch.cat([sigmas, sigmas.new_zeros(1)])
+    )
+    for solver in ("quasi-newton", "collocation"):
+        sketch = solve(system, lambda x, s: 0.9 * x.tanh(), Options(solver, window=4, max_rounds=3))
+        done = solve(system, lambda x, s: 0.9 * x.tanh(), Options(solver, window=4), warm=sketch.trajectory)
+        assert done.status == "converged" and "of the same run" in done.report.warm
+
+
+@pytest.mark.parametrize("wrong", [{"rounds": -1}, {"nfe": 2}, {"rounds": 0}, {"nfe": 1.5}])
+def test_what_a_sketch_cost_is_checked(mixture: Make, wrong: dict[str, Any]) -> None:
+    given = mixture(dtype=torch.float32)
+    sketch = solve(given.system, given.denoise, Options("collocation", window=4, max_rounds=4)).trajectory
+    with pytest.raises(ValueError, match=f"trajectory {next(iter(wrong))} is"):
+        replace(sketch.part, **wrong)
+
+
+def test_auto_goes_on_from_a_collocation_sketch(mixture: Make) -> None:
+    given = mixture(dtype=torch.float32)
+    sketch = solve(
+        given.system, given.denoise, Options("collocation", preset="sketch", window=2, max_rounds=3)
+    ).trajectory
+    report = solve(given.system, given.denoise, Options("auto", preset="sketch"), warm=sketch).report
+    assert report.status == "converged" and report.plan
+    assert report.predicted_seconds is None or report.predicted_seconds > 0
 
 
 def test_a_sketch_of_another_solver_is_a_warm_start_for_collocation(mixture: Make) -> None:

@@ -144,7 +144,7 @@ def tensors(**changes: Tensor) -> dict[str, Tensor]:
 
 
 PART = {"final": 1, "tolerance": 0.1, "solver": "collocation", "system": "x", "slope": 0.0, "slope_sigma": 0.0,
-        "surprise": 0.0, "rows": [], "rounds": 0, "nfe": 0}  # fmt: skip
+        "surprise": 0.0, "rows": [], "rounds": 5, "nfe": 9}  # fmt: skip
 
 
 def facts(**changes: Any) -> dict[str, str]:
