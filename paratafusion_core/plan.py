@@ -71,7 +71,7 @@ class Latency:
 
     w: float
     c: float
-    known: int
+    known: int = 1
 
     def __call__(self, rows: float) -> float:
         return self.w + self.c * rows

@@ -1,8 +1,8 @@
 """Going on where a capped run of the same system stopped, without evaluating its final rows once more.
 
-The earlier run's rows are taken over only if they still hold: in one call a few of them, spread from the first to the
-last, are evaluated again, and each must give the D that was kept. So a changed prompt, guidance or model is found out
-even where the system is the same.
+The earlier run's rows are taken over only if they still hold: a few of them, spread from the first to the last, are
+evaluated again, together where the window has room, and each must give the D that was kept. So a changed prompt,
+guidance or model is found out even where the system is the same.
 """
 
 from __future__ import annotations

@@ -2,45 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from ..options import Options
+from ..plan import Latency, Work
 from .table import CAP_DB, mean
 
 #: w / c: 0 is a device that one row fills, 8 one with room, or with weights that are copied in for every call.
 RATIOS = (0.0, 1.0, 2.0, 4.0, 8.0)
-
-
-@dataclass(frozen=True)
-class Latency:
-    """L(b) = w + c b, in seconds (or any other unit); both at least 0."""
-
-    w: float
-    c: float
-
-    def __call__(self, rows: int) -> float:
-        return self.w + self.c * rows
-
-    def total(self, rows_per_round: Iterable[int]) -> float:
-        """The rounds one after the other."""
-        return sum(self(rows) for rows in rows_per_round)
-
-
-def fit(measured: Sequence[tuple[int, float]]) -> Latency | None:
-    """w and c of (rows, seconds) with the least squares of the relative errors; None for fewer than two sizes."""
-    if len(measured) < 2:
-        return None
-    # (w + c b) / L = 1: each size counts alike, however long it takes
-    A = np.array([[1.0, rows] for rows, _ in measured]) / np.array([[seconds] for _, seconds in measured])
-    w, c = np.linalg.lstsq(A, np.ones(len(A)), rcond=None)[0]
-    if w < 0:
-        return Latency(0.0, float(A[:, 1].sum() / (A[:, 1] ** 2).sum()))
-    if c < 0:
-        return Latency(float(A[:, 0].sum() / (A[:, 0] ** 2).sum()), 0.0)
-    return Latency(float(w), float(c))
 
 
 @dataclass(frozen=True)
@@ -73,6 +43,10 @@ class Run:
     def nfe(self) -> int:
         return sum(self.rows_per_round)
 
+    @property
+    def work(self) -> Work:
+        return Work(len(self.rows_per_round), self.nfe)
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -90,7 +64,7 @@ class Choice:
 def speedup(runs: Sequence[Run], latency: Latency) -> float:
     """Predicted time of the sequential samplers over that of these runs, both summed over the seeds."""
     plain = sum(run.sequential_nfe * latency(1) for run in runs)
-    return plain / sum(latency.total(run.rows_per_round) for run in runs)
+    return plain / sum(latency.total(run.work) for run in runs)
 
 
 def best_plans(runs: Sequence[Run], ratios: Sequence[float] = RATIOS, floor_db: float = 42.0) -> list[Choice]:

@@ -27,6 +27,7 @@ from ..devices import send
 from ..errors import check_count
 from ..files import check_folder, write_text
 from ..options import Options
+from ..plan import Latency, Work, fit
 from ..report import fidelity
 from ..solve import solve
 from ..system import System
@@ -34,7 +35,7 @@ from . import hardware, speed_table
 from .journal import Journal, Row
 from .networks import LARGE, SMALL, Network, Spec, build, require_diffusers, stream
 from .overhead import measure_overhead
-from .predict import Latency, Plan, Run, best_plans, fit
+from .predict import Plan, Run, best_plans
 from .problems import Setting, check_device, make_task
 
 SETTING = Setting("demo", "ddim", "normal", 50, 4.0)
@@ -232,7 +233,7 @@ class Bench:
         base: Row = {"network": spec.name, "weights": weights}
         held = hardware.memory(self.device)
         curve = latency_curve(spec, network, self.device, self.effort)
-        latency = fit(curve)
+        latency = fit(dict(curve))
         self.journal.add(
             {"kind": "latency", **base, "parameters": network.parameters, "bytes": network.bytes}
             | {"dtype": str(network.dtype).removeprefix("torch."), "latent": list(spec.latent)}
@@ -276,7 +277,7 @@ def _row(plan: Plan, tape: Tape, latency: Latency | None, sequential: float | No
         "sequential_seconds": sequential,
         "seconds": seconds,
         "engine_seconds": tape.engine_seconds,
-        "predicted_speedup": K * latency(1) / latency.total(rows) if latency else None,
+        "predicted_speedup": K * latency(1) / latency.total(Work(len(rows), sum(rows))) if latency else None,
         "measured_speedup": sequential / seconds if sequential and seconds else None,
     }
 

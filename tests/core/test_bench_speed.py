@@ -16,10 +16,11 @@ from paratafusion_core import cli
 from paratafusion_core.bench import hardware, speed, speed_table
 from paratafusion_core.bench.journal import Journal
 from paratafusion_core.bench.networks import LARGE, SMALL, Network, build, stream
-from paratafusion_core.bench.predict import Latency, Plan, Run, best_plans, fit, speedup
+from paratafusion_core.bench.predict import Plan, Run, best_plans, speedup
 from paratafusion_core.bench.problems import make_task
 from paratafusion_core.denoisers import Denoise
 from paratafusion_core.options import Options
+from paratafusion_core.plan import Latency, fit
 from paratafusion_core.solve import solve
 
 CPU = torch.device("cpu")
@@ -135,12 +136,12 @@ def test_clock_counts_its_calls(budget: float, calls: int) -> None:
 
 
 def test_fit_finds_w_and_c_and_keeps_them_positive() -> None:
-    found = fit([(b, 0.03 + 0.002 * b) for b in (1, 2, 4, 8, 16)])
+    found = fit({b: 0.03 + 0.002 * b for b in (1, 2, 4, 8, 16)})
     assert found is not None and found.w == pytest.approx(0.03) and found.c == pytest.approx(0.002)
-    steep, falling = fit([(1, 1.0), (2, 2.4), (4, 5.6)]), fit([(1, 2.0), (2, 1.5)])
+    steep, falling = fit({1: 1.0, 2: 2.4, 4: 5.6}), fit({1: 2.0, 2: 1.5})
     assert steep is not None and steep.w == 0 and 1 < steep.c < 1.4
     assert falling is not None and falling.c == 0 and 1.5 < falling.w < 2
-    assert fit([(1, 2.0)]) is None
+    assert fit({1: 2.0}) is None
 
 
 def test_predicted_speedup_and_best_plans() -> None:
