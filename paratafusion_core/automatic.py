@@ -5,28 +5,33 @@ from __future__ import annotations
 from dataclasses import replace
 
 from .collocation import by_collocation, refusal
+from .collocation.again import obstacle as not_its_nodes
 from .iterate import iterate
 from .job import Job, Solution
-from .options import TARGETS
+from .options import TARGETS, Options
 from .plan import WORTH, Machine, Plan, Question, collocation_work
 from .report import Report
-from .window import Asked, Pilot, Replan, Shared, Timed
+from .resume import obstacle
+from .timing import Timing
+from .trajectory import Part
+from .window import Pilot, Replan, Shared, Timed
 
 
 def automatic(job: Job, machine: Machine) -> Solution:
-    """Run ``job`` by the plan that its measurements suggest; its window is the most rows evaluated together."""
-    system, options = job.system, job.options
-    K = system.evaluations
+    """Run ``job`` by the plan that its measurements suggest; its window is the most rows evaluated together.
+
+    A run that finishes a capped one goes on by that one's plan.
+    """
+    options = job.options
     if isinstance(options.window, int):
         machine = replace(machine, most=min(options.window, machine.most or options.window))
-    asks = options.target_db is not None or options.preset in TARGETS
-    why = None if not asks else "tolerance 0 is asked for" if options.tolerance == 0 else refusal(system)
-    target = (options.target or 0.0) if asks and why is None else None
-    question = Question(K, options.tolerance, target, options.rows, job.warm is not None)
-    if target is not None and collocation_work(question, 1).rows >= WORTH * K:
-        question, why = replace(question, target=None), f"it takes as many rows as the run has, {K}"
+    question, why = _question(job)
+    part = _sketch(job, question)
+    if part is not None and part.solver == "collocation" and part.timing == Timing():
+        # it stopped before there was a plan: to begin anew costs its row, as looking at it again would
+        job, question, part = replace(job, warm=None), replace(question, warm=False), None
     shared = Shared(job.denoise, question, machine)
-    plan = shared.opening()
+    plan = shared.opening() if part is None else _plan_of(part, question, machine)
     while plan.solver == "collocation":
         chosen = replace(options, solver="collocation", window=plan.window)
         try:
@@ -36,14 +41,54 @@ def automatic(job: Job, machine: Machine) -> Solution:
         else:
             if shared.plan is not None:
                 _tell_plan(done.report, shared.plan, why)
+            elif part is not None:
+                done.report.plan = f"{plan}, as the sketch had it; took {sum(done.report.seconds_per_round):.3g} s"
             done.report.probe_nfe = done.report.probe_nfe + shared.lost
-            return done
-    timed = Timed(shared, machine.clock)
-    pilot = Pilot(question, shared.machine, timed if system.S.device.type == "cpu" else None)
-    windows = pilot if options.max_rounds is None else Asked("auto", K)
-    chosen = replace(options, solver="quasi-newton", window="auto", rows=None, target_db=None)
-    done = iterate(replace(job, denoise=timed, options=chosen), windows, machine.clock)
-    if max(done.report.window_per_round) == 1 < K:
+            return _leaving(done, 0 if shared.watching else plan.window)
+    return _by_window(job, question, shared, why)
+
+
+def _question(job: Job) -> tuple[Question, str | None]:
+    """What a plan is asked for, and why collocation is no candidate although a target is asked for, or None."""
+    system, options = job.system, job.options
+    K = system.evaluations
+    asks = options.target_db is not None or options.preset in TARGETS
+    why = None if not asks else "tolerance 0 is asked for" if options.tolerance == 0 else refusal(system)
+    target = (options.target or 0.0) if asks and why is None else None
+    question = Question(K, options.tolerance, target, options.rows, job.warm is not None)
+    if target is not None and collocation_work(question, 1).rows >= WORTH * K:
+        question, why = replace(question, target=None), f"it takes as many rows as the run has, {K}"
+    return question, why
+
+
+def _sketch(job: Job, question: Question) -> Part | None:
+    """What a capped run of this system left, if it chose its window itself and can be taken over; else None."""
+    part = None if job.warm is None else job.warm.part
+    if part is None or part.timing is None:
+        return None
+    if part.solver == "collocation":
+        return part if question.target is not None and not_its_nodes(job.system, part) is None else None
+    return part if obstacle(job.system, _windowed(job.options), part) is None else None
+
+
+def _plan_of(part: Part, question: Question, machine: Machine) -> Plan:
+    """The plan of the capped run that left ``part``."""
+    if part.solver != "collocation" or part.timing is None:
+        return Plan("sequential", 1, None, 0.0, 0.0)
+    window = part.timing.window
+    return Plan("collocation", min(window, machine.most or window), question.rows, 0.0, 0.0)
+
+
+def _windowed(options: Options) -> Options:
+    return replace(options, solver="quasi-newton", window="auto", rows=None, target_db=None)
+
+
+def _by_window(job: Job, question: Question, shared: Shared, why: str | None) -> Solution:
+    """The run by the quasi-Newton solver or, at window 1, one row after the other."""
+    timed = Timed(shared, shared.machine.clock)
+    pilot = Pilot(question, shared.machine, timed if job.system.S.device.type == "cpu" else None)
+    done = iterate(replace(job, denoise=timed, options=_windowed(job.options)), pilot, shared.machine.clock)
+    if max(done.report.window_per_round) == 1 < question.total:
         done.report.solver = "sequential"
     if pilot.plan is not None:
         _tell_plan(done.report, pilot.plan, why)
@@ -51,6 +96,14 @@ def automatic(job: Job, machine: Machine) -> Solution:
         done.report.plan = done.report.window_reason
     done.report.probe_nfe = shared.lost
     return done
+
+
+def _leaving(done: Solution, window: int) -> Solution:
+    """``done``, which tells a run that finishes it the plan's window, 0 where there was no plan yet."""
+    kept = done.trajectory
+    if kept is None or kept.part is None:
+        return done
+    return replace(done, trajectory=replace(kept, part=replace(kept.part, timing=Timing(window))))
 
 
 def _tell_plan(report: Report, plan: Plan, why: str | None) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from .devices import send
 from .engine import Front, Problem, Round, advance, fill, fold, guess, opening, play
 from .job import Job, Progress, Solution, Status, close
 from .report import Report
-from .resume import continuing, in_words, look_again, obstacle, part_of, remembering, standing
+from .resume import continuing, exact, in_words, look_again, obstacle, part_of, remembering, standing
 from .rows import Scales
 from .solvers import make
 from .trajectory import Part, Trajectory, half
@@ -29,10 +30,12 @@ def iterate(job: Job, windows: Asked | Pilot | None = None, clock: Callable[[], 
     kept = problem.S.new_empty((K, *problem.S.shape[1:]), dtype=torch.float16) if job.keep_trajectory else None
     windows = windows or Asked(asked, K)
     steepest = (0.0, 0.0)
-    width, report.window_reason = windows.next(0)
     part = None if warm is None else warm.part
-    if part is not None and (why := obstacle(problem, system, options, part)) is not None:
+    if part is not None and (why := obstacle(system, options, part)) is not None:
         part, report.warm = None, f"{report.warm}; nothing of the sketch is taken over, as {why}"
+    if part is not None and part.timing is not None:
+        windows.resume(part.timing)
+    width, report.window_reason = windows.next(0 if part is None else part.final)
     problem = problem if part is None else continuing(problem, options)
     front = opening(problem, min(width, K)) if part is None else standing(problem, part)
     while True:
@@ -60,7 +63,8 @@ def iterate(job: Job, windows: Asked | Pilot | None = None, clock: Callable[[], 
             callback(Progress(report.rounds, frozen, K, report.nfe, front.first, done.residual, shown))
         if finished and picture is not None:
             break
-        width, report.window_reason = windows.next(frozen)
+        if looks is None or not same:
+            width, report.window_reason = windows.next(frozen)
         front = advance(problem, front, done, min(frozen + width, K))
         if looks is not None and same:
             front = remembering(problem, front, looks)
@@ -69,7 +73,7 @@ def iterate(job: Job, windows: Asked | Pilot | None = None, clock: Callable[[], 
 
     status = Status.CONVERGED if frozen == K else Status.MAX_ROUNDS
     left = looks if same else None  # nothing was done but to look at an earlier run's rows
-    trajectory = None if kept is None else _trajectory(job, problem, front, done, kept, steepest, left)
+    trajectory = None if kept is None else _trajectory(job, problem, front, done, kept, steepest, windows, left)
     report.doubt = None if problem.exact else doubt(steepest)
     close(report, status, time.perf_counter() - begin)
     return Solution(picture.reshape(problem.shape), status, report, trajectory)
@@ -82,6 +86,7 @@ def _trajectory(
     done: Round,
     kept: Tensor,
     steepest: tuple[float, float],
+    windows: Asked | Pilot,
     part: Part | None,
 ) -> Trajectory:
     """Of a run that ended with the round ``done``; ``kept`` ``[K, B, d]`` holds its final rows.
@@ -91,7 +96,7 @@ def _trajectory(
     system, options, frozen = job.system, job.options, front.first + done.frozen
     if frozen < problem.total:
         kept[frozen:] = half(guess(problem, front, done))
-        part = part or part_of(problem, system, options, front, done, kept, steepest)
+        part = part or replace(part_of(problem, system, options, front, done, kept, steepest), timing=windows.timing())
     D = kept.reshape(len(kept), *problem.shape).cpu()
     return Trajectory(D, system.sigmas.clone(), system.sampler, flow=options.flow, part=part)
 
@@ -102,7 +107,6 @@ def _problem(job: Job) -> Problem:
     S = system.S.detach().reshape(len(system.S), shape[0], -1).clone()
     scales = Scales.of(system, options.flow, options.data_rms)
     sigmas = send(system.sigmas, S)
-    exact = options.tolerance == 0 or options.window == 1 or options.solver == "sequential"
     solver = make(options, job.warm is not None)
     return Problem(
         S=S,
@@ -115,7 +119,7 @@ def _problem(job: Job) -> Problem:
         solver=solver,
         matrices=solver.matrices(system.C[:-1], scales),
         tolerance=options.tolerance,
-        exact=exact,
+        exact=exact(options),
         warm=job.earlier(),
     )
 

@@ -90,7 +90,12 @@ def remembering(problem: Problem, front: Front, part: Part) -> Front:
     return replace(front, state=problem.solver.take_up(memory))
 
 
-def obstacle(problem: Problem, system: System, options: Options, part: Part) -> str | None:
+def exact(options: Options) -> bool:
+    """Whether a run freezes only what is equal to the bit."""
+    return options.tolerance == 0 or options.window == 1 or options.solver == "sequential"
+
+
+def obstacle(system: System, options: Options, part: Part) -> str | None:
     """Why a capped run's final rows cannot be taken over, or None.
 
     An exact run has no use for rows in half precision. ParaTAA's tolerance is in units of its own.
@@ -99,7 +104,7 @@ def obstacle(problem: Problem, system: System, options: Options, part: Part) -> 
         return "it is of another run"
     if part.rows:
         return "it was interpolated"
-    if problem.exact:
+    if exact(options):
         return "this run is exact"
     if part.tolerance > options.tolerance:
         return f"its tolerance {part.tolerance:g} is above this run's {options.tolerance:g}"
@@ -135,6 +140,8 @@ def look_again(problem: Problem, front: Front, part: Part, width: int) -> tuple[
     final = len(front.x)
     D = send(problem.warm[:final], problem.S)
     count = min(CHECKED, max(width // 4, 2), final)
+    if part.timing is not None:  # one run may have had no wider window
+        count = min(count, max(part.timing.widest, width))
     rows = torch.linspace(0, final - 1, count).round().long()
     x = problem.S[rows] + torch.tensordot(send(problem.C[rows, :final], D), D, 1)
     begin = time.perf_counter()

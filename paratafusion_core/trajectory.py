@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .errors import check_count, check_real
 from .files import write_tensors
+from .timing import Timing, timing_of
 
 FORMAT = "paratafusion-trajectory"
 VERSION = 1
@@ -41,6 +42,7 @@ _PART: dict[str, tuple[type, ...]] = {
     "rows": (list,),
     "rounds": (int,),
     "nfe": (int,),
+    "timing": (dict, _NOTHING),
 }
 
 
@@ -60,6 +62,7 @@ class Part:
             remembered them: what leads from a row's last evaluation to where it stands (x, then D), then the changes
             between its evaluations (x, D, x, ..), newest first; 0 where a row has none. None where it has no memory.
         rows, rounds, nfe: of collocation, the rows that were evaluated, ascending, and what they cost.
+        timing: what an automatic window has gone by; None where the window was fixed, and in older files.
     """
 
     final: int
@@ -73,6 +76,7 @@ class Part:
     rows: tuple[int, ...] = ()
     rounds: int = 0
     nfe: int = 0
+    timing: Timing | None = None
 
     def __post_init__(self) -> None:
         rows = (-1, *self.rows)
@@ -206,11 +210,16 @@ def save_trajectory(path: str | Path, trajectory: Trajectory) -> None:
     """
     facts = {name: getattr(trajectory, name) for name in _FACTS}
     part, tensors = trajectory.part, {"D": half(trajectory.D), "sigmas": trajectory.sigmas}
-    facts["part"] = None if part is None else {name: getattr(part, name) for name in _PART}
+    facts["part"] = None if part is None else _facts_of(part)
     if part is not None and part.changes is not None:
         tensors["changes"] = half(part.changes)
     metadata = {"format": FORMAT, "version": str(VERSION), "facts": json.dumps(facts)}
     write_tensors(Path(path), tensors, metadata)
+
+
+def _facts_of(part: Part) -> dict[str, Any]:
+    facts = {name: getattr(part, name) for name in _PART}
+    return {**facts, "timing": None if part.timing is None else part.timing.facts()}
 
 
 def load_trajectory(path: str | Path, max_bytes: int = MAX_BYTES) -> Trajectory:
@@ -237,7 +246,8 @@ def load_trajectory(path: str | Path, max_bytes: int = MAX_BYTES) -> Trajectory:
     known, part = _checked(path, facts, _FACTS), facts.get("part")
     if part is not None:
         told = _checked(path, part, _PART)
-        part = Part(**{**told, "rows": tuple(told["rows"])}, changes=changes)
+        timing = None if told.get("timing") is None else timing_of(told["timing"])
+        part = Part(**{**told, "rows": tuple(told["rows"]), "timing": timing}, changes=changes)
     return Trajectory(D, sigmas, **known, part=part)
 
 

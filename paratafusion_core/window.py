@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .denoisers import Denoise
 from .plan import Latency, Machine, Plan, Question, choose, choose_window, collocation_work, fit, typical
+from .timing import Timing
 
 _SETTLE = 2  # rounds at a size before its rate is believed
 #: What rounds of two rows before the choice may cost, as a share of the run, if none of their second rows is final; and
@@ -59,7 +60,18 @@ class Asked:
     def __init__(self, asked: int | str, total: int) -> None:
         self._asked, self._total = asked, total
         self._rounds: list[tuple[int, int, float]] = []
+        self._told: list[tuple[int, int, float, float]] = []
         self._last = 1
+
+    def resume(self, timing: Timing) -> None:
+        """Stand where a capped run of the same system stopped."""
+        for frozen, rows, seconds, _ in timing.rounds:
+            self.next(0)
+            self.record(frozen, rows, seconds)
+
+    def timing(self) -> Timing | None:
+        """What a run that goes on from here needs to know; None where the window is fixed."""
+        return Timing(rounds=tuple(self._told)) if self._asked == "auto" else None
 
     def next(self, frozen: int) -> tuple[int, str]:
         """The next round's window and why; ``frozen`` rows are final."""
@@ -69,6 +81,7 @@ class Asked:
     def record(self, frozen: int, rows: int, seconds: float) -> None:
         """A round froze so many rows, evaluated so many, and took so long."""
         self._rounds.append((self._last, frozen, seconds))
+        self._told.append((frozen, rows, seconds, 0.0))
 
 
 class Timed:
@@ -98,16 +111,38 @@ class Pilot:
     """
 
     def __init__(self, question: Question, machine: Machine, timed: Timed | None) -> None:
-        self._question, self._machine, self._timed = question, machine, timed
+        self._timed = timed
+        self._begin(question, machine)
+
+    def _begin(self, question: Question, machine: Machine) -> None:
+        self._question, self._machine = question, machine
         self._seconds: dict[int, list[float]] = {b: [s] for b, s in machine.latencies.items()}
         self._given = len(machine.latencies) > 1
         self._engine = [machine.engine] if machine.latencies else []
-        self._spent, self._window, self._doubts = 0.0, 1, 0
+        self._spent, self._window, self._doubts, self._chosen = 0.0, 1, 0, False
         self._elapsed, self._surprises, self._changes = 0.0, 0, 0
+        self._told: list[tuple[int, int, float, float]] = []
         self.plan: Plan | None = None
+
+    def resume(self, timing: Timing) -> None:
+        """Stand where a capped run of the same system stopped; what the machine was known for counts no more."""
+        machine = replace(self._machine, latencies=dict(timing.given), engine=timing.engine)
+        self._begin(replace(self._question, warm=timing.warm), machine)
+        final = 0
+        for frozen, rows, seconds, engine in timing.rounds:
+            self.next(final)
+            self._take(frozen, rows, seconds, engine)
+            final += frozen
+        self.plan, self._elapsed = None, 0.0  # what it predicts is of this run
+
+    def timing(self) -> Timing:
+        """What a run that goes on from here needs to know."""
+        given = tuple(self._machine.latencies.items())
+        return Timing(0, self._question.warm, given, self._machine.engine, tuple(self._told))
 
     def next(self, frozen: int) -> tuple[int, str]:
         """The next round's window and why; ``frozen`` rows are final."""
+        self._spent = 0.0 if self._timed is None else self._timed.spent
         left = self._question.total - frozen
         most = self._machine.most
         if self._question.tolerance == 0:
@@ -124,22 +159,26 @@ class Pilot:
             self._doubts += 1
             self._window = 2
             return 2, "auto: measuring"
-        plan = self._choose(left, self._latency(), None if self.plan is None else self._window)
+        plan = self._choose(left, self._latency(), self._window if self._chosen else None)
         if self.plan is None:
             self.plan = replace(plan, seconds=self._elapsed + plan.seconds, plain=self._elapsed + plan.plain)
-        self._window = plan.window
+        self._window, self._chosen = plan.window, True
         return plan.window, f"auto: {plan}"
 
     def record(self, frozen: int, rows: int, seconds: float) -> None:
         """A round froze so many rows, evaluated so many, and took so long."""
+        spent = 0.0 if self._timed is None else self._timed.spent - self._spent
+        self._take(frozen, rows, seconds, 0.0 if self._timed is None else max(seconds - spent, 0.0))
+
+    def _take(self, frozen: int, rows: int, seconds: float, engine: float) -> None:
+        self._told.append((frozen, rows, seconds, engine))
         self._surprises = self._surprises + 1 if self._surprised(rows, seconds) else 0
         self._seconds.setdefault(rows, []).append(seconds)
         if self._surprises == 2 and self._changes < _CHANGES:  # what was measured before is of another machine
             self._seconds, self._surprises, self._changes = {rows: self._seconds[rows][-2:]}, 0, self._changes + 1
         self._elapsed += seconds
         if self._timed is not None:
-            self._engine.append(max(seconds - (self._timed.spent - self._spent), 0.0))
-            self._spent = self._timed.spent
+            self._engine.append(engine)
 
     def _surprised(self, rows: int, seconds: float) -> bool:
         """Whether a round took much more or less than was to be expected."""
@@ -162,7 +201,7 @@ class Pilot:
 
     def _doubtful(self, left: int) -> bool:
         """Whether the time of two rows is known too roughly to decide by."""
-        if self._given or self.plan is not None:
+        if self._given or self._chosen:
             return False
         found = self.measured()
         if 1 not in found or 2 not in found:
@@ -195,12 +234,13 @@ class Shared:
 
     Attributes:
         machine: with what was measured. plan: made after that, None before. lost: rows evaluated that no plan used.
+        watching: the latencies are still to be measured.
     """
 
     def __init__(self, denoise: Denoise, question: Question, machine: Machine) -> None:
         self._denoise, self._question, self.machine = denoise, question, machine
         self._kept: list[tuple[float, Tensor, Tensor]] = []
-        self._watching = False
+        self.watching = False
         self.plan: Plan | None = None
         self.lost = 0
 
@@ -215,11 +255,11 @@ class Shared:
             return self.plan
         if machine.most == 1:
             return Plan("collocation", 1, question.rows, 0.0, 0.0)
-        self._watching = True
+        self.watching = True
         return Plan("collocation", 2, question.rows, 0.0, 0.0)
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
-        if not self._watching:
+        if not self.watching:
             return self._recalled(x, sigma) if self._kept else self._denoise(x, sigma)
         given = x.clone()
         begin = self.machine.clock()
@@ -230,7 +270,7 @@ class Shared:
         self.machine = replace(self.machine, latencies=latencies)
         self._kept += [(float(s), a, d) for s, a, d in zip(sigma, given, D, strict=True)]
         if len(latencies) > 1:
-            self._watching = False
+            self.watching = False
             self._decide(latencies)
         return D
 
