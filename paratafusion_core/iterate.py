@@ -24,27 +24,18 @@ from .window import Asked, Pilot
 def iterate(job: Job, windows: Asked | Pilot | None = None, clock: Callable[[], float] = time.perf_counter) -> Solution:
     """Run ``job`` with the solver that its options name; ``windows`` decides the window of each round."""
     begin = time.perf_counter()
-    system, options, warm, callback = job.system, job.options, job.warm, job.callback
+    options, callback = job.options, job.callback
     problem, report = _problem(job), job.report()
     K, asked = problem.total, 1 if options.solver == "sequential" else options.window
     kept = problem.S.new_empty((K, *problem.S.shape[1:]), dtype=torch.float16) if job.keep_trajectory else None
     windows = windows or Asked(asked, K)
     steepest = (0.0, 0.0)
-    part = None if warm is None else warm.part
-    if part is not None and (why := obstacle(system, options, part)) is not None:
-        part, report.warm = None, f"{report.warm}; nothing of the sketch is taken over, as {why}"
-    if part is not None and part.timing is not None:
-        windows.resume(part.timing)
-    width, report.window_reason = windows.next(0 if part is None else part.final)
-    problem = problem if part is None else continuing(problem, options)
-    front = opening(problem, min(width, K)) if part is None else standing(problem, part)
+    problem, front, part, width = _first(job, problem, windows, report)
     while True:
         started = clock()
         looks = part if report.rounds == 0 else None
-        if looks is None:
-            done, same = play(problem, front), False
-        else:
-            done, same = look_again(problem, front, looks, width)
+        done, same = (play(problem, front), False) if looks is None else look_again(problem, front, looks, width)
+        if looks is not None:
             report.warm = in_words(looks, done, same)
         final = done.corrected[: done.frozen]
         fold(problem, front.first, final)
@@ -63,13 +54,12 @@ def iterate(job: Job, windows: Asked | Pilot | None = None, clock: Callable[[], 
             callback(Progress(report.rounds, frozen, K, report.nfe, front.first, done.residual, shown))
         if finished and picture is not None:
             break
-        if looks is None or not same:
+        if not same:
             width, report.window_reason = windows.next(frozen)
         front = advance(problem, front, done, min(frozen + width, K))
-        if looks is not None and same:
-            front = remembering(problem, front, looks)
-        elif looks is not None:
-            problem = continuing(problem, options, same=False)
+        if looks is not None:
+            front = remembering(problem, front, looks) if same else front
+            problem = problem if same else continuing(problem, options, same=False)
 
     status = Status.CONVERGED if frozen == K else Status.MAX_ROUNDS
     left = looks if same else None  # nothing was done but to look at an earlier run's rows
@@ -77,6 +67,25 @@ def iterate(job: Job, windows: Asked | Pilot | None = None, clock: Callable[[], 
     report.doubt = None if problem.exact else doubt(steepest)
     close(report, status, time.perf_counter() - begin)
     return Solution(picture.reshape(problem.shape), status, report, trajectory)
+
+
+def _first(
+    job: Job, problem: Problem, windows: Asked | Pilot, report: Report
+) -> tuple[Problem, Front, Part | None, int]:
+    """The problem, the first rows, what they are of a capped run, None where they are a window, and the window.
+
+    The report gets the reason where a capped run cannot be taken over.
+    """
+    part = None if job.warm is None else job.warm.part
+    if part is not None and (why := obstacle(job.system, job.options, part)) is not None:
+        part, report.warm = None, f"{report.warm}; nothing of the sketch is taken over, as {why}"
+    if part is not None and part.timing is not None:
+        windows.resume(part.timing)
+    width, report.window_reason = windows.next(0 if part is None else part.final)
+    if part is None:
+        return problem, opening(problem, min(width, problem.total)), None, width
+    problem = continuing(problem, job.options)
+    return problem, standing(problem, part), part, width
 
 
 def _trajectory(
