@@ -19,7 +19,7 @@ def _fidelity_inputs() -> list[Any]:
             "solver",
             options=list(SOLVERS),
             default="auto",
-            tooltip="auto measures your machine and chooses where window and max_rounds are 0; else it is "
+            tooltip="auto measures your machine and chooses where window is 0; else it is "
             "quasi-newton, or collocation with a target. quasi-newton needs the fewest rounds, collocation the fewest "
             "evaluations, parataa is the published method, picard the simplest. sequential is ComfyUI's own sampler, "
             "unchanged.",

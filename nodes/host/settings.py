@@ -60,7 +60,7 @@ class Settings:
 
     @property
     def plans(self) -> bool:
-        """Whether the engine is to measure and choose; a window or a number of rounds leaves nothing to choose."""
+        """Whether the host's own sampler may be chosen: a window leaves nothing to choose, and it cannot be capped."""
         return self.solver == "auto" and self.window is None and self.max_rounds is None
 
     def options(self, flow: bool, data_rms: float, *, refusal: str | None = None, cfg: float | None = None) -> Options:
@@ -100,7 +100,7 @@ class Settings:
         solver = self.solver
         if solver == "collocation" and not serves:
             solver = "auto"
-        if solver == "auto" and (self.window is not None or self.max_rounds is not None):
+        if solver == "auto" and self.window is not None:
             solver = "collocation" if self.asks_target and serves else "quasi-newton"
         return solver
 

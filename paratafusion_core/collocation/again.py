@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..devices import send
-from ..resume import fingerprint
+from ..resume import TELLING, fingerprint
 from ..rows import Scales
 from ..system import System
 from ..trajectory import Part, half
@@ -28,9 +28,6 @@ from .nodes import Ground, Nodes, agree, grid
 #: and fifth node of the demo network, 4.05 0.006 to 0.03.
 ROUNDING = 2e-3
 _MOST_NOISE = 20.0
-#: In units of the data's rms. With 5, 7 and 10 none of 128 runs of another CFG was taken for the same (mixture, DDIM
-#: and flow, all caps), with 3 42 were; with 7 none of 96 on the demo network, and none of 48 of the same was refused.
-TELLING = 7.0
 
 
 @dataclass(frozen=True)
