@@ -36,6 +36,9 @@ SLACK = 15.0
 #: on nothing yet. With 5, 7 and 10 none of 128 collocation runs of another CFG was taken for the same (mixture, DDIM
 #: and flow, all caps), with 3 42 were; with 7 none of 96 on the demo network, and none of 48 of the same was refused.
 TELLING = 7.0
+#: An exact row may differ by ROUNDING and as much again for each unit of noise up to this: networks in half precision
+#: round eps.
+MOST_NOISE = 20.0
 
 
 def fingerprint(system: System) -> str:
@@ -146,7 +149,7 @@ def look_again(problem: Problem, front: Front, part: Part, width: int) -> tuple[
     rows = _rows_to_check(problem, part, width)
     again = _evaluated(problem, D, rows, width)
     gap = (again - D[rows]).square().mean(-1).amax(1).sqrt().cpu().double() / problem.scales.data_rms
-    allowed = torch.where(rows == 0, 0.0, SLACK * problem.tolerance) + ROUNDING
+    allowed = _allowed(problem, part, rows)
     share = (gap / allowed).nan_to_num(nan=math.inf)
     residual = torch.full((final,), math.nan, dtype=torch.float64)
     residual[rows] = share * problem.tolerance
@@ -162,6 +165,21 @@ def look_again(problem: Problem, front: Front, part: Part, width: int) -> tuple[
     return done, same
 
 
+def _allowed(problem: Problem, part: Part, rows: Tensor) -> Tensor:
+    """``[n]`` by how much D of each row may differ, rms in units of the data's."""
+    if part.timing is not None and part.timing.widest == 1:  # they are exact but for the rounding of earlier rows
+        found = ROUNDING * (1 + _noise(problem)[rows].clamp(max=MOST_NOISE))
+    else:
+        found = torch.full((len(rows),), SLACK * problem.tolerance + ROUNDING, dtype=torch.float64)
+    return torch.where(rows == 0, ROUNDING, found)
+
+
+def _noise(problem: Problem) -> Tensor:
+    """``[K]`` each row's noise in units of the data's rms."""
+    scales = problem.scales
+    return (scales.sigma / scales.alpha.clamp(min=1e-6) / scales.data_rms).clamp(min=1e-6)
+
+
 def _rows_to_check(problem: Problem, part: Part, width: int) -> Tensor:
     """Rows from the first to the last final one, no more than the window; the telling row where that is one row."""
     count = min(CHECKED, max(width // 4, 2), part.final)
@@ -169,9 +187,7 @@ def _rows_to_check(problem: Problem, part: Part, width: int) -> Tensor:
         count = min(count, max(part.timing.widest, width))
     if count > 1:
         return torch.linspace(0, part.final - 1, count).round().long()
-    scales = problem.scales
-    noise = (scales.sigma / scales.alpha.clamp(min=1e-6) / scales.data_rms)[: part.final].clamp(min=1e-6)
-    return (noise / TELLING).log().abs().argmin().reshape(1)
+    return (_noise(problem)[: part.final] / TELLING).log().abs().argmin().reshape(1)
 
 
 def _evaluated(problem: Problem, D: Tensor, rows: Tensor, width: int) -> Tensor:

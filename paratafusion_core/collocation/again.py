@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..devices import send
-from ..resume import TELLING, fingerprint
+from ..resume import MOST_NOISE, TELLING, fingerprint
 from ..rows import Scales
 from ..system import System
 from ..trajectory import Part, half
@@ -27,7 +27,6 @@ from .nodes import Ground, Nodes, agree, grid
 #: flow-28; windows 1 and 4; seeds 100-103); CFG 4.6 instead of 4 makes it 0.066 to 0.34 at the second
 #: and fifth node of the demo network, 4.05 0.006 to 0.03.
 ROUNDING = 2e-3
-_MOST_NOISE = 20.0
 
 
 @dataclass(frozen=True)
@@ -112,7 +111,7 @@ def look_again(
     d = torch.cat([evaluate([row], state[None]) for row, state in zip(rows, y, strict=True)])
     gap = (d - nodes.d[places]).square().mean(-1).amax(1).sqrt().cpu().double() / scales.data_rms
     seconds = time.perf_counter() - begin
-    if not bool((gap <= ROUNDING * (1 + noise[places].clamp(max=_MOST_NOISE))).all()):
+    if not bool((gap <= ROUNDING * (1 + noise[places].clamp(max=MOST_NOISE))).all()):
         return Begun(None, Signs(), 0, 0, rows, y, d, seconds)
     signs = Signs((part.slope, part.slope_sigma), part.surprise)
     return Begun(nodes, signs, part.rounds - 1, part.nfe - len(rows), rows, y, d, seconds)
