@@ -42,7 +42,8 @@ def solve(
             device of ``system.S``. Rows must not influence each other.
         options: see :class:`Options`.
         warm: an earlier run's trajectory of the same latent shape; other noise levels are interpolated. Of a run of
-            this same system that was capped by ``max_rounds``, the final rows are not evaluated again but for a few.
+            this same system that was capped by ``max_rounds``, the final rows are not evaluated again but for a few,
+            and an automatic plan or window goes on from where it was.
         callback: called after each round.
         keep_trajectory: gather D of every row in half precision (K states of memory on the device until the end).
         machine: what is known of the machine, for solver ``auto``; without it the run measures all it needs.
