@@ -42,8 +42,8 @@ _WARM = 0.75
 HIGH_DB = 45.0
 #: Rounds and rows of collocation by window where neither is asked for: targets of 36 and 42 dB, and of 48 (demo net,
 #: CFG 4: DDIM-50, DDIM-100, Euler-20, Euler-50 Karras, 2M-30; 6 seeds).
-_COLLOCATION = {1: (16.0, 16.0), 2: (9.5, 17.5), 4: (9.2, 27.3)}
-_FINE = {1: (20.0, 20.0), 2: (13.5, 23.0), 4: (11.0, 31.5)}
+_COLLOCATION = {1: (16.0, 16.0), 2: (10.2, 18.4), 4: (9.6, 28.4)}
+_FINE = {1: (20.0, 20.0), 2: (15.4, 24.7), 4: (11.3, 32.0)}
 #: Rounds that collocation takes at wider windows where two rows are left for each.
 _ROUNDS = 10
 

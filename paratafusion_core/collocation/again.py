@@ -20,7 +20,7 @@ from ..rows import Scales
 from ..system import System
 from ..trajectory import Part, half
 from .doubts import Signs
-from .nodes import Ground, Nodes, agree, grid
+from .nodes import Ground, Nodes, Secants, agree, grid
 
 #: D of a node may differ by this rms, in units of the data's, and as much again for each unit of noise: half precision
 #: networks round eps. In float32 the gap is 1.5e-4 at most (demo network, mixture, ideal denoiser; DDIM-50, 2M-30,
@@ -68,8 +68,8 @@ def part_of(nodes: Nodes, system: System, signs: Signs, cost: tuple[int, int]) -
     """What a run that stopped with ``nodes`` leaves to a second one; ``cost`` is its rounds and evaluations."""
     known = half(nodes.D).to(nodes.D.dtype)
     changes = [nodes.moved, known - nodes.d]
-    if bool(nodes.span.any()):
-        changes += [nodes.s * nodes.span, nodes.E * nodes.span]
+    if nodes.secants is not None:
+        changes += [nodes.secants.s * nodes.secants.span, nodes.secants.E * nodes.secants.span]
     kept = half(torch.stack(changes)).reshape(len(changes), len(nodes.rows), *system.S.shape[1:]).cpu()
     slope, sigma = signs.steepest
     return Part(
@@ -122,11 +122,11 @@ def _restored(ground: Ground, part: Part, trajectory: Tensor) -> Nodes:
     rows = list(part.rows)
     D = send(trajectory[rows], ground.S)
     moved, turned, *secant = send(part.changes, ground.S).reshape(len(part.changes), *D.shape)
-    M, W = grid(ground, rows)
+    _, W = grid(ground, rows)
     x = ground.S[rows] + (send(W[rows], D) @ D.flatten(1)).view_as(D)
-    s = E = torch.zeros_like(D)
-    span = torch.linalg.vector_norm(secant[0], dim=-1, keepdim=True) if secant else s[..., :1]
+    known = None
     if secant:
+        span = torch.linalg.vector_norm(secant[0], dim=-1, keepdim=True)
         inverse = torch.where(span > 0, 1 / span.clamp(min=1e-30), 0.0)
-        s, E = secant[0] * inverse, secant[1] * inverse
-    return agree(ground, Nodes(rows, x - moved, D - turned, s, E, span, D, M, W, moved))
+        known = Secants(secant[0] * inverse, secant[1] * inverse, span)
+    return agree(ground, rows, x - moved, D - turned, known)

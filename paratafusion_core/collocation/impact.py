@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..devices import send
 from .grid import middle, slopes
 from .nodes import Ground, Nodes
 
@@ -23,7 +24,7 @@ class Impact:
         moved: ``[n]`` rms of each node's movement since its evaluation.
         again: ``[n]`` expected effect of evaluating each node once more.
         gaps: ``[n-1]`` expected effect of a new row in the middle of each gap.
-        bend: ``[n-1]`` expected error of D inside each gap.
+        bend: ``[n-1]`` expected error of D inside each gap, and drift: what it does to the state at the gap's end.
         steepest: the largest alpha dx.dD/|dx|^2 of rows evaluated twice, and its row: what the certificate reads.
         turns: ``[n-1]`` change of D over each gap. surprise: ``[m]`` of the rows evaluated just now, how far D was from
             what the nodes before had foreseen; 0 in the first round.
@@ -33,6 +34,7 @@ class Impact:
     again: Tensor
     gaps: Tensor
     bend: Tensor
+    drift: Tensor
     steepest: tuple[float, int]
     turns: Tensor
     surprise: Tensor
@@ -46,29 +48,36 @@ def impact(ground: Ground, nodes: Nodes, lasting: Tensor, missed: Tensor) -> Imp
     h/8 times the change of D's slope over a gap estimates h^2/8 |D''|, the error of interpolating linearly. Copying
     the norms to the CPU is the round's one synchronisation.
     """
-    at = ground.u[nodes.rows]
+    rows, secants = nodes.rows, nodes.secants
+    at = ground.u[rows]
     bends = torch.diff(slopes(at), dim=0)
-    flat = nodes.D.flatten(1)
-    bent = (bends.to(flat.dtype).to(flat.device) @ flat).view(len(bends), *nodes.D.shape[1:])
-    norms = torch.cat([nodes.moved, bent, nodes.D.diff(dim=0), missed]).square().mean(-1).amax(1).sqrt()
-    along = (nodes.s * nodes.E).sum(-1).amax(1)
-    numbers = torch.cat([norms, along, nodes.span.flatten(1).amax(1)]).cpu().double()
+    bent = (send(bends, nodes.D) @ nodes.D.flatten(1)).view(len(bends), *nodes.D.shape[1:])
+    vectors = torch.cat([nodes.moved, bent, nodes.D.diff(dim=0), missed])
+    norms = torch.linalg.vector_norm(vectors, dim=-1).amax(1) / vectors.shape[-1] ** 0.5
     n, gaps = len(at), len(bends)
-    moved, turned, turns, surprise, along, span = numbers.split([n, gaps, gaps, len(missed), n, n])
-    steep = torch.where(span > 0, ground.alpha[nodes.rows] * (ground.theta[nodes.rows] + along), 0.0)
-    top = int(steep.argmax())
-    gap = torch.diff(at)
-    bend = turned * gap / 8
-    reach = torch.zeros_like(bend)
-    for q, (a, b) in enumerate(zip(nodes.rows, nodes.rows[1:], strict=False)):
-        # what D of the rows inside weighs in the state at the gap's end
-        reach[q] = float(ground.C[b, a + 1 : b].abs().sum())
+    known = [norms]
+    if secants is not None:
+        known += [(secants.s * secants.E).sum(-1).amax(1), secants.span.flatten(1).amax(1)]
+    numbers = torch.cat(known).cpu().double()
+    moved, turned, turns, surprise, *slope = numbers.split([n, gaps, gaps, len(missed)] + [n] * 2 * (len(known) > 1))
+    steepest = (0.0, rows[0])
+    if slope:
+        along, span = slope
+        steep = torch.where(span > 0, ground.alpha[rows] * (ground.theta[rows] + along), 0.0)
+        top = int(steep.argmax())
+        steepest = float(steep[top]), rows[top]
+    bend = turned * torch.diff(at) / 8
+    places = torch.tensor(rows)
+    ends, inside = places[1:], places[:-1] + 1
+    # what D of the rows inside weighs in the state at the gap's end
+    drift = bend * (ground.weights[ends, ends] - ground.weights[ends, inside])
     return Impact(
         moved,
-        _UNKNOWN * moved * lasting[nodes.rows],
-        bend * reach * lasting[nodes.rows[1:]],
+        _UNKNOWN * moved * lasting[rows],
+        drift * lasting[rows[1:]],
         bend,
-        (float(steep[top]), nodes.rows[top]),
+        drift,
+        steepest,
         turns,
         surprise,
     )

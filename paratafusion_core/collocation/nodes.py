@@ -15,7 +15,8 @@ so one product of secants and one small solve in float64 give all of it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -36,7 +37,8 @@ class Ground:
 
     Attributes:
         S: ``[K+1, B, d]``. C: ``[K+1, K]`` float64 on the CPU. u: ``[K]`` coordinate of each row. theta: ``[K]``
-        slope of each row, alpha: ``[K]`` signal level, float64.
+        slope of each row, alpha: ``[K]`` signal level, float64. unit: the data's rms.
+        weights: ``[K+1, K+1]``, column k has the sums of |C| over the columns before k.
     """
 
     S: Tensor
@@ -44,10 +46,29 @@ class Ground:
     u: Tensor
     theta: Tensor
     alpha: Tensor
+    unit: float = 1.0
 
     @property
     def total(self) -> int:
         return self.C.shape[1]
+
+    @cached_property
+    def weights(self) -> Tensor:
+        return torch.nn.functional.pad(self.C.abs().cumsum(1), (1, 0))
+
+
+@dataclass(frozen=True)
+class Secants:
+    """How D of each row changed between its last two evaluations; 0 where it was evaluated once.
+
+    Attributes:
+        s: ``[n, B, d]`` direction in which the state moved. E: ``[n, B, d]`` change of D beyond the slope's, for a
+        movement of 1. span: ``[n, B, 1]`` the movement.
+    """
+
+    s: Tensor
+    E: Tensor
+    span: Tensor
 
 
 @dataclass(frozen=True)
@@ -56,7 +77,7 @@ class Nodes:
 
     Attributes:
         rows: their numbers. y, d: ``[n, B, d]`` the state and denoised picture of each row's last evaluation.
-        s, E: ``[n, B, d]`` its secant, 0 where it was evaluated once; span: ``[n, B, 1]`` the |dy| it is from.
+        secants: None until a row was evaluated twice.
         D: ``[n, B, d]`` solution of (1). M: ``[K, n]``, W: ``[K+1, n]`` float64 on the CPU. moved: ``[n, B, d]``,
             how far the states have moved from y.
     """
@@ -64,9 +85,7 @@ class Nodes:
     rows: list[int]
     y: Tensor
     d: Tensor
-    s: Tensor
-    E: Tensor
-    span: Tensor
+    secants: Secants | None
     D: Tensor
     M: Tensor
     W: Tensor
@@ -87,70 +106,69 @@ def missed(nodes: Nodes | None, rows: list[int], d: Tensor) -> Tensor:
 def with_evaluated(ground: Ground, nodes: Nodes | None, rows: list[int], y: Tensor, d: Tensor) -> Nodes:
     """``nodes`` after rows ``rows`` (ascending) were evaluated at ``y`` and gave ``d``, agreeing again."""
     if nodes is None:
-        blank = torch.zeros_like(y)
-        merged = Nodes(rows, y, d, blank, blank, blank[..., :1], d, *grid(ground, rows), blank)
-        return agree(ground, merged)
-    every = sorted({*nodes.rows, *rows})
-    old = {row: i for i, row in enumerate(nodes.rows)}
-    new = {row: i for i, row in enumerate(rows)}
-    again = [row for row in rows if row in old]
-    s, E, span = nodes.s.clone(), nodes.E.clone(), nodes.span.clone()
-    if again:
-        at, was = [new[r] for r in again], [old[r] for r in again]
-        dy, dd = y[at] - nodes.y[was], d[at] - nodes.d[was]
-        size = torch.linalg.vector_norm(dy, dim=-1, keepdim=True)
-        enough = size > 1e-6 * torch.linalg.vector_norm(y[at], dim=-1, keepdim=True)
-        inverse = torch.where(enough, 1 / size.clamp(min=1e-30), 0.0)
-        span[was] = torch.where(enough, size, span[was])
-        s[was] = torch.where(enough, dy * inverse, s[was])
-        E[was] = torch.where(enough, (dd - _column(ground.theta[again], dy) * dy) * inverse, E[was])
-    place = [new[r] + len(old) if r in new else old[r] for r in every]
-    carried = [old.get(r, -1) for r in every]
+        return agree(ground, rows, y, d)
+    secants = _renewed(ground, nodes, rows, y, d)
+    if rows[0] > nodes.rows[-1]:
+        every, place = [*nodes.rows, *rows], None
+    else:
+        every = sorted({*nodes.rows, *rows})
+        old, new = ({row: i for i, row in enumerate(some)} for some in (nodes.rows, rows))
+        place = [new[r] + len(old) if r in new else old[r] for r in every]
+    if secants is not None:
+        known = [nodes.rows.index(r) if r in nodes.rows else -1 for r in every]
+        secants = Secants(*(torch.cat([v, torch.zeros_like(v[:1])])[known] for v in vars(secants).values()))
+    y, d = torch.cat([nodes.y, y]), torch.cat([nodes.d, d])
+    return agree(ground, every, y, d, secants) if place is None else agree(ground, every, y[place], d[place], secants)
 
-    def keep(values: Tensor) -> Tensor:
-        padded = torch.cat([values, torch.zeros_like(values[:1])])
-        return padded[carried]
 
-    merged = replace(
-        nodes,
-        rows=every,
-        y=torch.cat([nodes.y, y])[place],
-        d=torch.cat([nodes.d, d])[place],
-        s=keep(s),
-        E=keep(E),
-        span=keep(span),
-    )
-    M, W = grid(ground, every)
-    return agree(ground, replace(merged, M=M, W=W))
+def _renewed(ground: Ground, nodes: Nodes, rows: list[int], y: Tensor, d: Tensor) -> Secants | None:
+    """The secants of ``nodes`` with those of the rows that were evaluated again."""
+    again = [row for row in rows if row in nodes.rows]
+    if not again:
+        return nodes.secants
+    blank = torch.zeros_like(nodes.y)
+    known = nodes.secants or Secants(blank, blank, blank[..., :1])
+    at, was = [rows.index(r) for r in again], [nodes.rows.index(r) for r in again]
+    dy, dd = y[at] - nodes.y[was], d[at] - nodes.d[was]
+    size = torch.linalg.vector_norm(dy, dim=-1, keepdim=True)
+    enough = size > 1e-6 * torch.linalg.vector_norm(y[at], dim=-1, keepdim=True)
+    inverse = torch.where(enough, 1 / size.clamp(min=1e-30), 0.0)
+    s, E, span = known.s.clone(), known.E.clone(), known.span.clone()
+    span[was] = torch.where(enough, size, span[was])
+    s[was] = torch.where(enough, dy * inverse, s[was])
+    E[was] = torch.where(enough, (dd - _column(ground.theta[again], dy) * dy) * inverse, E[was])
+    return Secants(s, E, span)
 
 
 def grid(ground: Ground, rows: list[int]) -> tuple[Tensor, Tensor]:
+    """M ``[K, n]`` and W ``[K+1, n]`` of the nodes ``rows``."""
     M = interpolation(ground.u, rows)
     return M, ground.C @ M
 
 
-def agree(ground: Ground, nodes: Nodes) -> Nodes:
+def agree(ground: Ground, rows: list[int], y: Tensor, d: Tensor, secants: Secants | None = None) -> Nodes:
     """Solve (1)."""
-    theta, own = ground.theta[nodes.rows], nodes.W[nodes.rows]
+    M, W = grid(ground, rows)
+    theta, own = ground.theta[rows], W[rows]
     A = torch.linalg.inv(torch.eye(len(own), dtype=torch.float64) - theta[:, None] * own)
-    S = ground.S[nodes.rows]
-    fixed = nodes.d + _column(theta, S) * (S - nodes.y)
+    S = ground.S[rows]
+    fixed = torch.addcmul(d, _column(theta, S), S - y)
     D = _combine(A, fixed)
-    if bool(nodes.span.any()):
-        rest = _combine(own, D, S) - nodes.y
-        D = _combine(A, fixed + nodes.E * _along(nodes, own @ A, rest))
-    return replace(nodes, D=D, moved=_combine(own, D, S) - nodes.y)
+    if secants is not None:
+        rest = _combine(own, D, S) - y
+        D = _combine(A, fixed + secants.E * _along(secants, own @ A, rest))
+    return Nodes(rows, y, d, secants, D, M, W, _combine(own, D, S) - y)
 
 
-def _along(nodes: Nodes, spread: Tensor, rest: Tensor) -> Tensor:
+def _along(secants: Secants, spread: Tensor, rest: Tensor) -> Tensor:
     """c ``[n, B, 1]``: with ``spread`` = W A ``[n, n]`` and the movement without secants ``rest`` ``[n, B, d]``."""
-    s, E = nodes.s.transpose(0, 1), nodes.E.transpose(0, 1)
+    s, E = secants.s.transpose(0, 1), secants.E.transpose(0, 1)
     products = (s @ E.transpose(1, 2)).cpu().double()
-    right = (nodes.s * rest).sum(-1).T.cpu().double()
+    right = (secants.s * rest).sum(-1).T.cpu().double()
     eye = torch.eye(len(spread), dtype=torch.float64)
     c = torch.linalg.lstsq(eye - spread * products, right[..., None]).solution
-    most = _REACH * nodes.span
-    return send(c.transpose(0, 1), nodes.s).clamp(-most, most)
+    most = _REACH * secants.span
+    return send(c.transpose(0, 1), secants.s).clamp(-most, most)
 
 
 def _combine(weights: Tensor, values: Tensor, base: Tensor | None = None) -> Tensor:

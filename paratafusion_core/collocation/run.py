@@ -22,8 +22,8 @@ from ..system import System
 from ..trajectory import Part
 from .again import Begun, look_again, obstacle, part_of
 from .budget import Budget, budget, next_rows
-from .doubts import Signs, doubt, watch
-from .estimate import estimate_db
+from .doubts import Signs, doubt, noise_of, watch
+from .estimate import MARGIN, estimate_db
 from .grid import coordinate
 from .impact import Impact, impact
 from .nodes import SLOPE, Ground, Nodes, missed, states, with_evaluated
@@ -44,16 +44,13 @@ def refusal(system: System) -> str | None:
         return f"the run has {system.evaluations} evaluations, and at least 3 are needed"
     if (system.sigmas.diff() >= 0).any():
         return "its noise levels do not fall from evaluation to evaluation"
-    start = system.S[0].flatten().cpu().double()
-    size = float(start.square().sum())
-    if size == 0:
-        return None
-    for k in range(1, len(system.S)):
-        state = system.S[k].flatten().cpu().double()
-        along = float(state @ start) / size
-        if float((state - along * start).norm()) > _STRAY * max(float(state.norm()), 1e-3 * size**0.5):
-            return "it adds noise of its own in every step"
-    return None
+    start = system.S[0].flatten()
+    size = torch.linalg.vector_norm(start).clamp(min=1e-30)
+    way = start / size
+    states = [state.flatten() for state in system.S[1:]]
+    off = torch.stack([torch.linalg.vector_norm(torch.addcmul(x, way, -(x @ way))) for x in states])
+    allowed = _STRAY * torch.stack([torch.linalg.vector_norm(x) for x in states]).clamp(min=1e-3 * float(size))
+    return "it adds noise of its own in every step" if bool((off > allowed).any()) else None
 
 
 @dataclass(frozen=True)
@@ -100,7 +97,8 @@ def collocate(job: Job, scales: Scales, report: Report, tell: Tell) -> Found:
     ground = _ground(system, scales, before)
     plan = budget(ground, options)
     report.window_reason = _in_words(plan, options)
-    lasting = (1 + (scales.sigma / scales.alpha.clamp(min=1e-6) / scales.data_rms) ** 2) ** -0.25
+    noise = noise_of(scales)
+    lasting = (1 + noise**2) ** -0.25
     rows, finished = plan.front[:1], False
     while True:
         started = time.perf_counter()
@@ -117,7 +115,7 @@ def collocate(job: Job, scales: Scales, report: Report, tell: Tell) -> Found:
         signs = watch(signs, seen, scales, rows, y[0, 0].numel())
         picture = states(ground, nodes, [ground.total])[0]
         passed = nodes.rows[-1] >= plan.front[-1]
-        report.estimated_db = estimate_db(seen, picture) if passed else None
+        report.estimated_db = estimate_db(seen, noise[nodes.rows], picture) if passed else None
         _account(report, nodes, seen, scales, len(rows), elapsed)
         spent = report.rounds + cost[0], report.nfe + cost[1]
         finished = passed and _enough(report, spent, plan, options)
@@ -163,7 +161,7 @@ def _ground(system: System, scales: Scales, before: Tensor | None) -> Ground:
     if before is not None:
         S = torch.addmm(S.flatten(1), send(system.C, S), before.flatten(1)).view_as(S)
     u = coordinate(scales.sigma, scales.alpha, scales.data_rms)
-    return Ground(S, system.C, u, SLOPE * scales.gaussian, scales.alpha)
+    return Ground(S, system.C, u, SLOPE * scales.gaussian, scales.alpha, scales.data_rms)
 
 
 def _check_finite(scales: Scales, rows: list[int], d: Tensor) -> None:
@@ -182,7 +180,7 @@ def _enough(report: Report, spent: tuple[int, int], plan: Budget, options: Optio
         return True
     if options.target is None:
         return rounds >= plan.rounds or nfe >= plan.rows
-    return report.estimated_db is not None and report.estimated_db >= options.target
+    return report.estimated_db is not None and report.estimated_db >= options.target + MARGIN
 
 
 def _account(report: Report, nodes: Nodes, seen: Impact, scales: Scales, evaluated: int, seconds: float) -> None:

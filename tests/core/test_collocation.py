@@ -56,16 +56,34 @@ def first_gap(rows: list[int], u: Tensor) -> float:
     return float((u[rows[1]] - u[rows[0]]) / (u[-1] - u[0])) * (len(rows) - 1)
 
 
-def test_many_rows_and_wide_windows_start_densely() -> None:
+def test_more_rows_and_wide_windows_start_densely() -> None:
     """Pictures are decided early; where the schedule has no rows to choose from nothing changes."""
     u = levels(100)
     assert first_gap(place(u, 9, early=True), u) < 0.9 * first_gap(place(u, 9), u)
     assert place(u, 13, early=True) == place(u, 13)
+    few, some, many = (first_gap(place(u, n), u) for n in (11, 12, 21))
+    assert many < 0.8 * some < 0.8 * few
     sigma = schedules.flow(28)[:-1]
     coarse = coordinate(sigma, 1 - sigma, 0.6)
     assert place(coarse, 9, early=True) == place(coarse, 9)
-    few, many = (int((u[place(u, n)] < (u[0] + u[-1]) / 2).sum()) / n for n in (16, 22))
-    assert many > few + 0.05
+    assert first_gap(place(coarse, 12), coarse) >= first_gap(place(coarse, 11), coarse)
+
+
+def test_a_node_that_moved_far_is_evaluated_again_where_rows_can_be_spared() -> None:
+    """Seed 14 at CFG 7.5 is such a run; the way goes on to the last row, within the rows asked for."""
+    task = make_task("small blue ring", "ddim", "normal", 50, 7.5, 14)
+    asked: list[float] = []
+
+    def denoise(x: Tensor, sigma: Tensor) -> Tensor:
+        asked.extend(sigma.tolist())
+        return task.denoise(x, sigma)
+
+    for rows, repeated in ((22, True), (12, False)):
+        asked.clear()
+        report = solve(task.system, denoise, Options("collocation", window=1, rows=rows, data_rms=task.data_rms)).report
+        assert report.nfe == report.rounds == len(asked) == rows
+        assert asked == sorted(asked, reverse=True) and asked[-1] == pytest.approx(float(task.system.sigmas[-1]))
+        assert (len(set(asked)) < rows) is repeated
 
 
 @settings(max_examples=40, deadline=None)
@@ -75,7 +93,13 @@ def test_interpolation_is_exact_at_nodes_and_for_straight_lines(some: set[int]) 
     M = interpolation(u, nodes)
     assert torch.allclose(M[nodes], torch.eye(len(nodes), dtype=torch.float64), atol=1e-12)
     assert torch.allclose(M.sum(1), torch.ones(30, dtype=torch.float64))
-    assert torch.allclose(M @ (3 * u[nodes] - 1), 3 * u - 1)
+    last = nodes[-1]
+    found, line = M @ (3 * u[nodes] - 1), 3 * u - 1
+    assert torch.allclose(found[: last + 1], line[: last + 1])
+    # beyond it goes on at the line's slope, and on from the last node by one gap's rise at most
+    assert (found[last + 1 :].diff() > 0).all()
+    assert (found[last + 1 :] < line[last + 1 :]).all()
+    assert (found <= line[last] + (line[last] - line[nodes[-2]])).all()
 
 
 def test_interpolation_is_exact_for_parabolas_between_nodes() -> None:
@@ -102,17 +126,19 @@ def test_states_and_denoised_pictures_agree() -> None:
         d = denoise(y.view(len(rows), 3, *SHAPE), sigma[rows]).flatten(2)
         nodes = with_evaluated(ground, nodes, rows, y, d)
     assert nodes is not None and nodes.rows == [0, 3, 7, 12, 16, 29]
+    secants = nodes.secants
+    assert secants is not None
     D = torch.einsum("kn,nbd->kbd", nodes.M, nodes.D)
     for i, row in enumerate(nodes.rows):
         x = S[row] + torch.einsum("k,kbd->bd", system.C[row], D)
         moved = x - nodes.y[i]
-        along = (nodes.s[i] * moved).sum(-1, keepdim=True)
+        along = (secants.s[i] * moved).sum(-1, keepdim=True)
         assert torch.allclose(nodes.moved[i], moved, atol=1e-9)
-        assert torch.allclose(nodes.D[i], nodes.d[i] + ground.theta[row] * moved + nodes.E[i] * along, atol=1e-9)
+        assert torch.allclose(nodes.D[i], nodes.d[i] + ground.theta[row] * moved + secants.E[i] * along, atol=1e-9)
     twice = [nodes.rows.index(3), nodes.rows.index(7)]
     once = [i for i in range(6) if i not in twice]
-    assert torch.allclose(nodes.s[twice].norm(dim=-1), torch.ones(2, 3, dtype=torch.float64))
-    assert not nodes.s[once].any() and not nodes.E[once].any()
+    assert torch.allclose(secants.s[twice].norm(dim=-1), torch.ones(2, 3, dtype=torch.float64))
+    assert not secants.s[once].any() and not secants.E[once].any()
 
 
 @pytest.mark.parametrize("window", [1, 4])
@@ -209,13 +235,13 @@ def test_a_missed_target_does_not_hide_the_certificates_doubt() -> None:
     report.estimated_db = 50.0
     alone = doubt(Signs((9.0, 2.0), 1e3), [0, 1, 2], seen, scales, report)
     assert alone is not None and "of the 42 dB" not in alone and "more rows" in alone and "quasi-newton" in alone
-    assert doubt(Signs((0.0, 2.0), 1.0), [0, 1, 2], seen, scales, report) is None
+    assert doubt(Signs((0.0, 2.0), 0.1), [0, 1, 2], seen, scales, report) is None
 
 
 def impact_of(turns: list[float], surprise: list[float], slope: float = 0.0) -> Impact:
     none = torch.zeros(len(turns), dtype=torch.float64)
     found = [torch.tensor(v, dtype=torch.float64) for v in (turns, surprise)]
-    return Impact(none, none, none, none, (slope, 0), *found)
+    return Impact(none, none, none, none, none, (slope, 0), *found)
 
 
 def test_the_signs_are_the_largest_of_all_rounds() -> None:
@@ -251,12 +277,13 @@ def test_what_the_rows_foresaw_is_what_they_interpolate() -> None:
     [
         (("dpmpp_2m", "karras", 20, 1.0), 18, 1, 12),
         (("ddim", "normal", 50, 7.5), 17, 1, 12),
-        (("dpmpp_2m", "normal", 30, 7.5), 22, 1, 12),
+        (("euler", "flow", 28, 7.5), 8, 1, 12),
+        (("euler", "normal", 20, 4.0), 8, 4, 20),
         (("dpmpp_2m", "normal", 30, 1.0), 18, 4, 30),
     ],
 )
 def test_another_picture_says_so(kind: tuple[str, str, int, float], seed: int, window: int, rows: int) -> None:
-    """Runs of the ideal denoiser, found by search, that end in another picture although the estimate is 33 to 44 dB."""
+    """Runs of the ideal denoiser, found by search, that end in another picture although the estimate is above 30 dB."""
     task = case(Setting("ideal", *kind), seed)
     more = {"flow": task.flow, "data_rms": task.data_rms}
     exact = solve(task.system, task.denoise, Options(solver="sequential", **more)).x
