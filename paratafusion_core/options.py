@@ -37,7 +37,8 @@ class Options:
         max_rounds: stop after so many rounds with the picture as it is.
         rows: evaluations that collocation may spend, at least 2; 16 at window 1 and 30 from window 4 on when None.
             Without a target it spends them all.
-        target_db: fidelity in dB, above 0, that collocation works towards: rows are added while its estimate is lower.
+        target_db: fidelity in dB, above 0, that collocation works towards: rows are added until its estimate
+            is 5 dB above.
         flow: the states are flow-matching states, ``x = (1 - sigma) x0 + sigma eps``.
         data_rms: rms of clean data, above 0: 1 for latents. The tolerance is relative to it: data far smaller than
             it says are solved less accurately.

@@ -1,8 +1,8 @@
 """A sign that a run may have ended in another picture than the sequential one, from numbers that it has anyway.
 
 Where the denoiser chooses between pictures late, a small early error decides which, and neither the estimate in dB nor
-the rows show it: at window 1 no row is evaluated twice, so that no slope is known. Four numbers tell such runs from
-others, and their logarithms add up to a risk:
+the rows show it: at window 1 rows are evaluated twice only where many can be spent, so that no slope is known. Four
+numbers tell such runs from others, and their logarithms add up to a risk:
 
 - the estimate in dB: how large the error was before it grew;
 - the steepest slope along a change between two evaluations of a row (``certificate.py``), 1 where there is none;
@@ -11,11 +11,11 @@ others, and their logarithms add up to a risk:
 - the surprise: the largest distance between D and what the rows before had foreseen, over sigma, as vectors. It bounds
   by how much the odds between two pictures are off that a state was judged by.
 
-How they were weighed: a logistic fit, rounded, on cases of the bench's ``paper`` with an earlier placement (9809
-runs of the ideal denoiser, the demo network and the mixture, 97 below 20 dB). With this one far fewer runs go wrong.
-Windows and rows 1/12, 1/20, 4/20 and 4/30, CFG 1, 4 and 7.5, eight samplers: of 1536 runs (demo, seeds 8 to 11, ideal
-and mixture, 8 to 13) 6 end below 20 dB, and all are called doubtful, as are of the runs from 30 dB on 25 % of the demo
-network (9 % up to CFG 4, the others at CFG 7.5, where few rows are few), 8 % of the mixture, 12 % of the ideal
+How they were weighed: a logistic fit, rounded, on cases of the bench's ``paper`` with an earlier placement and estimate
+(9809 runs of the ideal denoiser, the demo network and the mixture, 97 below 20 dB). With this one far fewer runs go
+wrong. Windows and rows 1/12, 1/20, 4/20 and 4/30, CFG 1, 4 and 7.5, eight samplers: of 1536 runs (demo, seeds 8 to 11,
+ideal and mixture, 8 to 13) 6 end below 20 dB, and all are called doubtful, as are of the runs from 30 dB on 25 % of the
+demo network (9 % up to CFG 4, the others at CFG 7.5, where few rows are few), 8 % of the mixture, 12 % of the ideal
 denoiser. Held out (ideal denoiser, seeds 20 to 33, 1344 runs): 4 of 5, and 12 %. Neither a bound of the growth along
 the path nor the changes of the picture from round to round added anything in five-fold tests by seed.
 """

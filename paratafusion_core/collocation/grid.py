@@ -19,7 +19,7 @@ _FEW, _SOME = 11, 20
 
 
 def coordinate(sigma: Tensor, alpha: Tensor, data_rms: float) -> Tensor:
-    """u ``[K]``, in which D is interpolated and rows are spread evenly; it rises as the noise falls."""
+    """u ``[K]``, in which D is interpolated and rows are spread; it rises as the noise falls."""
     level = (sigma / alpha.clamp(min=1e-6) / data_rms).clamp(max=1e6)
     level = level / (1 + (level / FAR) ** 4) ** 0.25
     return -(level + NEAR).log()

@@ -1,4 +1,4 @@
-"""How much each row is believed to be off, and by how much that matters: the run's one look at its own tensors."""
+"""How much each row is believed to be off, and by how much that matters."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ def impact(ground: Ground, nodes: Nodes, lasting: Tensor, missed: Tensor) -> Imp
 
     ``missed`` ``[m, B, d]`` is the newest D less the foreseen one.
 
-    h/8 times the change of D's slope over a gap estimates h^2/8 |D''|, the error of interpolating linearly. Copying
-    the norms to the CPU is the round's one synchronisation.
+    h/8 times the change of D's slope over a gap estimates h^2/8 |D''|, the error of interpolating linearly. The
+    norms are copied to the CPU together.
     """
     rows, secants = nodes.rows, nodes.secants
     at = ground.u[rows]

@@ -16,7 +16,7 @@ from paratafusion_core.bench.problems import make_task as case
 from paratafusion_core.cli.sample import Task, make_task
 from paratafusion_core.collocation import refusal
 from paratafusion_core.collocation.doubts import Signs, abruptness, doubt, watch
-from paratafusion_core.collocation.grid import coordinate, interpolation, middle, place, subdivide
+from paratafusion_core.collocation.grid import _SPREADS, _spread, coordinate, interpolation, middle, place, subdivide
 from paratafusion_core.collocation.impact import Impact
 from paratafusion_core.collocation.nodes import Ground, missed, states, with_evaluated
 from paratafusion_core.demo import model
@@ -66,7 +66,7 @@ def test_more_rows_and_wide_windows_start_densely() -> None:
     sigma = schedules.flow(28)[:-1]
     coarse = coordinate(sigma, 1 - sigma, 0.6)
     assert place(coarse, 9, early=True) == place(coarse, 9)
-    assert first_gap(place(coarse, 12), coarse) >= first_gap(place(coarse, 11), coarse)
+    assert place(coarse, 12) == _spread(coarse, 12, *_SPREADS[0]) != _spread(coarse, 12, *_SPREADS[1])
 
 
 def test_a_node_that_moved_far_is_evaluated_again_where_rows_can_be_spared() -> None:
@@ -289,6 +289,7 @@ def test_another_picture_says_so(kind: tuple[str, str, int, float], seed: int, w
     exact = solve(task.system, task.denoise, Options(solver="sequential", **more)).x
     done = solve(task.system, task.denoise, Options(solver="collocation", window=window, rows=rows, **more))
     assert fidelity(done.x, exact, 2.0).psnr_db < 20  # or the case shows nothing
+    assert done.report.estimated_db is not None and done.report.estimated_db > 30
     assert done.report.doubt is not None and "another picture" in done.report.doubt
     all_rows = solve(task.system, task.denoise, Options(solver="collocation", window=1, rows=kind[2], **more))
     assert all_rows.report.doubt is None
@@ -301,6 +302,38 @@ def test_a_settled_run_raises_no_doubt(seed: int) -> None:
     assert (
         solve(task.system, task.denoise, Options(solver="collocation", window=1, rows=20, **more)).report.doubt is None
     )
+
+
+@pytest.mark.parametrize("rows", [12, 16])
+def test_a_sketch_at_a_wide_window_goes_on_at_window_1_without_a_jump(rows: int) -> None:
+    """What the sketch evaluated again is no reason to hurry to the last row."""
+    task = make_task("large red ring", "ddim", "normal", 50, 4.0, 0, kind="mixture")
+    wide = Options("collocation", window=4, max_rounds=5, data_rms=task.data_rms)
+    sketch = solve(task.system, task.denoise, wide)
+    assert sketch.trajectory is not None and sketch.trajectory.part is not None
+    gone = sketch.trajectory.part.rows
+    asked: list[float] = []
+
+    def denoise(x: Tensor, sigma: Tensor) -> Tensor:
+        asked.extend(sigma.tolist())
+        return task.denoise(x, sigma)
+
+    narrow = Options("collocation", window=1, rows=rows, data_rms=task.data_rms)
+    solve(task.system, denoise, narrow, warm=sketch.trajectory)
+    levels = task.system.sigmas.tolist()
+    ahead = [row for row in place(ground_of(task), rows) if row > gone[-1]]
+    assert [min(range(50), key=lambda k: abs(levels[k] - sigma)) for sigma in asked[1 : 1 + len(ahead)]] == ahead
+
+
+def ground_of(task: Task) -> Tensor:
+    sigma = task.system.sigmas
+    return coordinate(sigma, torch.ones_like(sigma), task.data_rms)
+
+
+@pytest.mark.parametrize(("window", "rows"), [(2, 2), (4, 2), (4, 3), (4, 4)])
+def test_few_rows_are_not_exceeded(window: int, rows: int) -> None:
+    system, denoise = ddim(), Mixture.make().denoiser(1, 4.0)
+    assert solve(system, denoise, Options("collocation", window=window, rows=rows)).report.nfe <= rows
 
 
 def test_few_rows_of_a_wide_window_still_get_ten_rounds() -> None:
