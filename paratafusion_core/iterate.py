@@ -57,9 +57,10 @@ def iterate(job: Job, windows: Asked | Pilot | None = None, clock: Callable[[], 
         if not same:
             width, report.window_reason = windows.next(frozen)
         front = advance(problem, front, done, min(frozen + width, K))
-        if looks is not None:
-            front = remembering(problem, front, looks) if same else front
-            problem = problem if same else continuing(problem, options, same=False)
+        if looks is not None and same:
+            problem, front = remembering(problem, front, looks)
+        elif looks is not None:
+            problem = continuing(problem, options, same=False)
 
     status = Status.CONVERGED if frozen == K else Status.MAX_ROUNDS
     left = looks if same else None  # nothing was done but to look at an earlier run's rows

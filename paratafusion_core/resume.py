@@ -73,28 +73,50 @@ def part_of(
 def _changes(problem: Problem, system: System, final: int, done: Round, D: Tensor) -> Tensor | None:
     """The solver's memory as changes, which half precision serves better than the states between which they lie.
 
-    The second run will stand where the rounded D lead, so that is where the first changes lead to.
+    The second run will stand where the rounded D lead, so that is where the first changes lead to; a solver that moves
+    x stands elsewhere, and the way from there to where it stands comes before them.
     """
     memory = problem.solver.leave(done.state, done.frozen, done.good)
     if memory is None:
         return None
     rows = slice(final, final + len(memory.x))
-    stands = send(D, problem.S)
+    kept = send(D, problem.S)
     start = system.S[rows].reshape(memory.x.shape)
-    x = start + torch.tensordot(send(system.C[rows], start), stands, 1)
-    changes = torch.cat([torch.stack([x - memory.x, stands[rows] - memory.D]), memory.changes])
+    x = start + torch.tensordot(send(system.C[rows], start), kept, 1)
+    if done.moved is None:
+        first = [x - memory.x, kept[rows] - memory.D]
+    else:
+        moved = torch.cat([x[:1], done.moved[done.frozen + 1 : done.good]])  # the first row is exact
+        first = [moved - x, torch.zeros_like(x), moved - memory.x, -memory.D]
+    changes = torch.cat([torch.stack(first), memory.changes])
     return half(changes).reshape(len(changes), -1, *problem.shape).cpu()
 
 
-def remembering(problem: Problem, front: Front, part: Part) -> Front:
-    """The window behind the final rows, with what the capped run's solver knew of it."""
-    if part.changes is None or problem.warm is None:
-        return front
-    count = min(len(part.changes[0]), len(front.x))
+def remembering(problem: Problem, front: Front, part: Part) -> tuple[Problem, Front]:
+    """The window behind the final rows, with what the capped run's solver knew of it.
+
+    A run in one go forgets what it found behind its window when that shrinks, and takes the last D there: so does the
+    problem that goes with the window. A better guess may freeze more rows, for which an automatic window grows and
+    evaluates more in the end.
+    """
+    moves = problem.solver.moves_x
+    if part.changes is None or problem.warm is None or not _remembers(part.changes, part, moves):
+        return problem, front
+    known = len(part.changes[0])
+    count = min(known, len(front.x))
     changes = send(part.changes[:, :count], front.x).reshape(-1, count, *front.x.shape[1:])
-    D = send(problem.warm[front.first : front.first + count], front.x)
-    memory = Memory(front.x[:count] - changes[0], D - changes[1], changes[2:])
-    return replace(front, state=problem.solver.take_up(memory))
+    x, D = front.x, send(problem.warm[front.first : front.first + count], front.x)
+    if moves:
+        x, D, changes = torch.cat([x[:count] + changes[0], x[count:]]), torch.zeros_like(D), changes[2:]
+    state = problem.solver.take_up(Memory(x[:count] - changes[0], D - changes[1], changes[2:]))
+    warm = problem.warm.clone()
+    warm[front.first : front.first + known] = warm[front.first + known - 1]
+    return replace(problem, warm=warm), replace(front, x=x, state=problem.solver.slide(state, 0, count, len(x)))
+
+
+def _remembers(changes: Tensor, part: Part, moves: bool) -> bool:
+    """Whether the changes are those of a solver that moves x or not, as this run's does."""
+    return len(changes) >= 4 and part.solver == "parataa" if moves else part.solver != "parataa"
 
 
 def exact(options: Options) -> bool:

@@ -61,6 +61,8 @@ class Part:
         changes: ``[2m, k, B, ...]`` float16 of k rows, those behind the final ones or ``rows``, as the solver
             remembered them: what leads from a row's last evaluation to where it stands (x, then D), then the changes
             between its evaluations (x, D, x, ..), newest first; 0 where a row has none. None where it has no memory.
+            ParaTAA has its residuals in place of D, and before all that what leads from where D leads to where a row
+            stands, and 0.
         rows, rounds, nfe: of collocation, the rows that were evaluated, ascending, and what they cost.
         timing: what an automatic window has gone by; None where the window was fixed, and in older files.
     """

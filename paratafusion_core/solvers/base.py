@@ -37,7 +37,7 @@ class Memory(NamedTuple):
     """What a solver remembers of k rows.
 
     Attributes:
-        x, D: ``[k, B, d]`` their last evaluation.
+        x, D: ``[k, B, d]`` their last evaluation; in place of D the residual, if the solver moves x.
         changes: ``[2m, k, B, d]`` the changes before it, x, D, x, .., newest first; 0 where a row has none.
     """
 

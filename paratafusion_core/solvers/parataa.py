@@ -141,9 +141,20 @@ class ParaTAA:
         old = (state.x, state.R, state.X, state.F, state.seen, state.valid)
         return Iterates(*(shift(t, d, frozen, kept, size) for t, d in zip(old, (0, 0, 1, 1, 0, 1), strict=True)))
 
-    def leave(self, state: Iterates | None, frozen: int, good: int) -> None:
-        """Nothing: a run that starts again from D alone needs fewer rows (mixture: up to 11 of 97, none more)."""
-        return None
+    def leave(self, state: Iterates | None, frozen: int, good: int) -> Memory | None:
+        if state is None or good == frozen:
+            return None
+        rows = slice(frozen, good)
+        # of the oldest change the next round has no use
+        changes = torch.stack([state.X[:-1, rows], state.F[:-1, rows]], 1)
+        valid = state.valid[:-1, None, rows, None, None].to(changes.device)
+        return Memory(state.x[rows], state.R[rows], torch.where(valid, changes, 0.0).flatten(0, 1))
 
-    def take_up(self, memory: Memory) -> None:
-        return None
+    def take_up(self, memory: Memory) -> Iterates | None:
+        m, n = self.history - 1, len(memory.x)
+        changes = memory.x.new_zeros(m, 2, *memory.x.shape)
+        known = memory.changes[: 2 * m]
+        changes.flatten(0, 1)[: len(known)] = known
+        X, F = changes.unbind(1)
+        valid = (X != 0).flatten(2).any(2).cpu()
+        return Iterates(memory.x, memory.D, X, F, torch.ones(n, dtype=torch.bool), valid)

@@ -38,18 +38,20 @@ def test_sketch_and_refinement_cost_one_run_and_one_window(mixture: Make, scheme
             assert fidelity(finished.x, reference).psnr_db > min(fidelity(whole.x, reference).psnr_db - 10, 60)
 
 
+@pytest.mark.parametrize("solver", ["quasi-newton", "parataa"])
 @pytest.mark.parametrize("window", [8, "full"])
-def test_the_second_run_takes_the_path_of_the_whole_one(mixture: Make, window: int | str) -> None:
+def test_the_second_run_takes_the_path_of_the_whole_one(mixture: Make, window: int | str, solver: str) -> None:
     """It knows what the first one's solver knew: its rounds are those that the whole run has left."""
     same, told, runs = 0, 0, 0
     for scheme in ("ddim", "dpmpp_2m", "dpmpp_2m_sde"):
         for seed in range(4):
             given = mixture(scheme, seed=seed, dtype=torch.float32)
-            whole = solve(given.system, given.denoise, Options(window=window)).report.frozen_per_round
+            options = Options(solver, window=window)
+            whole = solve(given.system, given.denoise, options).report.frozen_per_round
             for rounds in range(2, len(whole) - 1):
-                sketch = solve(given.system, given.denoise, Options(window=window, max_rounds=rounds))
+                sketch = solve(given.system, given.denoise, replace(options, max_rounds=rounds))
                 told += sketch.trajectory.part.changes is not None
-                finished = solve(given.system, given.denoise, Options(window=window), warm=sketch.trajectory).report
+                finished = solve(given.system, given.denoise, options, warm=sketch.trajectory).report
                 same += finished.frozen_per_round == whole[rounds - 1 :]
                 runs += 1
     assert told and same >= 0.9 * runs, (same, told, runs)
@@ -72,14 +74,38 @@ def test_a_sketch_that_is_of_no_use_says_why(mixture: Make, first: Options, seco
     assert report.status == "converged"
 
 
-def test_what_the_solver_knew_is_kept_in_the_file(mixture: Make, tmp_path: Path) -> None:
-    given = mixture(dtype=torch.float32)
-    sketch = solve(given.system, given.denoise, Options(window=8, max_rounds=4)).trajectory
+@pytest.mark.parametrize("solver", ["quasi-newton", "parataa"])
+def test_what_the_solver_knew_is_kept_in_the_file(mixture: Make, tmp_path: Path, solver: str) -> None:
+    given, options = mixture(dtype=torch.float32), Options(solver, window=8)
+    sketch = solve(given.system, given.denoise, replace(options, max_rounds=4)).trajectory
     save_trajectory(tmp_path / "sketch.safetensors", sketch)
     back = load_trajectory(tmp_path / "sketch.safetensors")
     assert torch.equal(back.part.changes, sketch.part.changes) and back.nbytes == sketch.nbytes > back.D.nbytes
-    runs = [solve(given.system, given.denoise, Options(window=8), warm=warm) for warm in (sketch, back)]
+    runs = [solve(given.system, given.denoise, options, warm=warm) for warm in (sketch, back)]
     assert torch.equal(runs[0].x, runs[1].x)
+
+
+def test_a_parataa_sketch_of_before_goes_on_from_its_rows_alone(mixture: Make) -> None:
+    """Older files hold nothing that ParaTAA remembers; too few changes are none."""
+    given, options = mixture(dtype=torch.float32), Options("parataa", window=8)
+    reference = solve(given.system, given.denoise, Options("sequential")).x
+    sketch = solve(given.system, given.denoise, replace(options, max_rounds=4)).trajectory
+    runs = []
+    for changes in (None, sketch.part.changes[:2]):
+        old = replace(sketch, part=replace(sketch.part, changes=changes))
+        runs.append(solve(given.system, given.denoise, options, warm=old))
+        assert "continued behind" in runs[-1].report.warm and fidelity(runs[-1].x, reference).psnr_db > 50
+    assert torch.equal(runs[0].x, runs[1].x)
+
+
+@pytest.mark.parametrize(("first", "second"), [("parataa", "quasi-newton"), ("quasi-newton", "parataa")])
+def test_what_another_kind_of_solver_knew_is_not_taken_up(mixture: Make, first: str, second: str) -> None:
+    given = mixture(dtype=torch.float32)
+    sketch = solve(given.system, given.denoise, Options(first, "exact", window=8, max_rounds=4)).trajectory
+    assert sketch.part.changes is not None
+    rows_alone = replace(sketch, part=replace(sketch.part, changes=None))
+    runs = [solve(given.system, given.denoise, Options(second, window=8), warm=warm) for warm in (sketch, rows_alone)]
+    assert "continued behind" in runs[0].report.warm and torch.equal(runs[0].x, runs[1].x)
 
 
 @pytest.mark.parametrize(

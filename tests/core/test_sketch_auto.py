@@ -99,8 +99,8 @@ def long(scheme: str, seed: int, steps: int = 40) -> Any:
 @pytest.mark.parametrize("scheme", ["ddim", "ddpm", "dpmpp_2m"])
 @pytest.mark.parametrize(
     "options",
-    [Options(window="auto"), Options("picard", window="auto"), Options("auto"), Options("auto", "standard")],
-    ids=["quasi-newton", "picard", "auto", "auto-42-dB"],
+    [Options(), Options("picard"), Options("parataa"), Options("auto"), Options("auto", "standard")],
+    ids=["quasi-newton", "picard", "parataa", "auto", "auto-42-dB"],
 )
 def test_whatever_the_latencies_both_cost_one_run_and_one_window(scheme: str, options: Options) -> None:
     options = replace(options, window="auto")
