@@ -108,10 +108,39 @@ def test_whatever_the_latencies_both_cost_one_run_and_one_window(scheme: str, op
         problem = long(scheme, int(factor))
         whole = Synthetic(problem, w, factor)
         widest = max(whole.run(options).report.rows_per_round)
-        for cap in (1, 2, 3, 6, 12):
+        for cap in (1, 2, 3, 5, 6, 12):
             rows, done = both(Synthetic(problem, w, factor), options, cap)
             assert rows <= whole.rows + widest, (w, factor, cap)
             assert "do not hold" not in (done.report.warm or "")
+
+
+class Shrinking(Asked):
+    """A window of 8 rows in four rounds, of one in the next, then of 2."""
+
+    def __init__(self) -> None:
+        super().__init__("auto", 40)
+        self._round = 0
+
+    def next(self, frozen: int) -> tuple[int, str]:
+        self._round += 1
+        return (8 if self._round < 5 else 1 if self._round == 5 else 2), "told"
+
+    def resume(self, timing: Timing) -> None:
+        self._round = len(timing.rounds)
+
+
+@pytest.mark.parametrize("solver", ["quasi-newton", "parataa"])
+def test_what_a_shrinking_window_forgets_is_forgotten_by_the_second_run(solver: str) -> None:
+    """Rows that have left the window behind are guessed anew."""
+    for scheme in ("ddim", "ddpm", "dpmpp_2m"):
+        problem, options = long(scheme, 0), Options(solver, window="auto")
+
+        def run(rounds: int | None, warm: Trajectory | None = None, p: Any = problem, o: Options = options) -> Solution:
+            job = Job(p.system, p.denoise, replace(o, max_rounds=rounds), warm, None, True)
+            return iterate(job, Shrinking())
+
+        whole, sketch = run(None).report.frozen_per_round, run(4)
+        assert run(None, sketch.trajectory).report.frozen_per_round == whole[3:]
 
 
 @pytest.mark.parametrize("cap", [1, 3, 8])
