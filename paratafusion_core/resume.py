@@ -36,8 +36,7 @@ SLACK = 15.0
 #: on nothing yet. With 5, 7 and 10 none of 128 collocation runs of another CFG was taken for the same (mixture, DDIM
 #: and flow, all caps), with 3 42 were; with 7 none of 96 on the demo network, and none of 48 of the same was refused.
 TELLING = 7.0
-#: An exact row may differ by ROUNDING and as much again for each unit of noise up to this: networks in half precision
-#: round eps.
+#: Noise above this adds nothing to what an exact row may differ by.
 MOST_NOISE = 20.0
 
 
@@ -190,16 +189,23 @@ def look_again(problem: Problem, front: Front, part: Part, width: int) -> tuple[
 def _allowed(problem: Problem, part: Part, rows: Tensor) -> Tensor:
     """``[n]`` by how much D of each row may differ, rms in units of the data's."""
     if part.timing is not None and part.timing.widest == 1:  # they are exact but for the rounding of earlier rows
-        found = ROUNDING * (1 + _noise(problem)[rows].clamp(max=MOST_NOISE))
+        found = rounding(problem.scales.noise[rows])
     else:
         found = torch.full((len(rows),), SLACK * problem.tolerance + ROUNDING, dtype=torch.float64)
     return torch.where(rows == 0, ROUNDING, found)
 
 
-def _noise(problem: Problem) -> Tensor:
-    """``[K]`` each row's noise in units of the data's rms."""
-    scales = problem.scales
-    return (scales.sigma / scales.alpha.clamp(min=1e-6) / scales.data_rms).clamp(min=1e-6)
+def rounding(noise: Tensor) -> Tensor:
+    """By how much D of exact rows at ``noise`` may differ, rms in units of the data's.
+
+    As much again for each unit of noise: networks in half precision round eps.
+    """
+    return ROUNDING * (1 + noise.clamp(max=MOST_NOISE))
+
+
+def telling(noise: Tensor) -> int:
+    """Which of the rows at ``noise`` shows best whether they are of another prompt, guidance or model."""
+    return int((noise.clamp(min=1e-6) / TELLING).log().abs().argmin())
 
 
 def _rows_to_check(problem: Problem, part: Part, width: int) -> Tensor:
@@ -209,7 +215,7 @@ def _rows_to_check(problem: Problem, part: Part, width: int) -> Tensor:
         count = min(count, max(part.timing.widest, width))
     if count > 1:
         return torch.linspace(0, part.final - 1, count).round().long()
-    return (_noise(problem)[: part.final] / TELLING).log().abs().argmin().reshape(1)
+    return torch.tensor([telling(problem.scales.noise[: part.final])])
 
 
 def _evaluated(problem: Problem, D: Tensor, rows: Tensor, width: int) -> Tensor:

@@ -68,6 +68,11 @@ class Scales:
         )
 
     @property
+    def noise(self) -> Tensor:
+        """``[K]`` noise in units of the data: sigma / (alpha s), whatever the kind of model."""
+        return self.sigma / self.alpha.clamp(min=1e-6) / self.data_rms
+
+    @property
     def allowed(self) -> Tensor:
         """The freeze rule's unit: rms(delta_k) / s of ``tol`` times this is allowed, n sqrt(alpha / n).
 

@@ -1,8 +1,10 @@
 """Going on where a capped collocation run of the same system stopped (``resume.py`` serves the other solvers).
 
 No row is final here: what the first run leaves is its nodes, each with the state at which it was evaluated. Before they
-are taken over one of them is evaluated again there, at windows above 1 the last one, too. That one is the node whose
-noise is nearest ``TELLING``: late nodes depend on their state alone, early ones on nothing yet.
+are taken over the ``telling`` one is evaluated again there, at windows above 1 the last one, too. D may differ by
+``rounding``: in float32 the gap is 1.5e-4 at most (demo network, mixture, ideal denoiser; DDIM-50, 2M-30, flow-28;
+windows 1 and 4; seeds 100-103); CFG 4.6 instead of 4 makes it 0.066 to 0.34 at the second and fifth node of the demo
+network, 4.05 0.006 to 0.03.
 """
 
 from __future__ import annotations
@@ -15,18 +17,12 @@ import torch
 from torch import Tensor
 
 from ..devices import send
-from ..resume import MOST_NOISE, TELLING, fingerprint
+from ..resume import fingerprint, rounding, telling
 from ..rows import Scales
 from ..system import System
 from ..trajectory import Part, half
 from .doubts import Signs
 from .nodes import Ground, Nodes, Secants, agree, grid
-
-#: D of a node may differ by this rms, in units of the data's, and as much again for each unit of noise: half precision
-#: networks round eps. In float32 the gap is 1.5e-4 at most (demo network, mixture, ideal denoiser; DDIM-50, 2M-30,
-#: flow-28; windows 1 and 4; seeds 100-103); CFG 4.6 instead of 4 makes it 0.066 to 0.34 at the second
-#: and fifth node of the demo network, 4.05 0.006 to 0.03.
-ROUNDING = 2e-3
 
 
 @dataclass(frozen=True)
@@ -102,16 +98,16 @@ def look_again(
         evaluate: ``(rows, y [n, B, d]) -> [n, B, d]``.
     """
     nodes = _restored(ground, part, trajectory)
-    noise = (scales.sigma[nodes.rows] / scales.alpha[nodes.rows].clamp(min=1e-6) / scales.data_rms).clamp(min=1e-6)
-    telling = int((noise / TELLING).log().abs().argmin())
-    places = [telling] if single else sorted({telling, len(nodes.rows) - 1})
+    noise = scales.noise[nodes.rows]
+    place = telling(noise)
+    places = [place] if single else sorted({place, len(nodes.rows) - 1})
     rows, y = [nodes.rows[i] for i in places], nodes.y[places]
     begin = time.perf_counter()
     # one by one, as a run's first evaluations are: the automatic plan measures them
     d = torch.cat([evaluate([row], state[None]) for row, state in zip(rows, y, strict=True)])
     gap = (d - nodes.d[places]).square().mean(-1).amax(1).sqrt().cpu().double() / scales.data_rms
     seconds = time.perf_counter() - begin
-    if not bool((gap <= ROUNDING * (1 + noise[places].clamp(max=MOST_NOISE))).all()):
+    if not bool((gap <= rounding(noise[places])).all()):
         return Begun(None, Signs(), 0, 0, rows, y, d, seconds)
     signs = Signs((part.slope, part.slope_sigma), part.surprise)
     return Begun(nodes, signs, part.rounds - 1, part.nfe - len(rows), rows, y, d, seconds)

@@ -58,7 +58,7 @@ class Signs:
 def watch(signs: Signs, seen: Impact, scales: Scales, rows: list[int], size: int) -> Signs:
     """``signs`` after a round that evaluated ``rows``; ``size`` is the numbers of one image's state."""
     slope, row = seen.steepest
-    level = noise_of(scales)[rows]
+    level = scales.noise[rows]
     off = (seen.surprise * size**0.5 / (level * scales.data_rms))[level > _LOUD]
     steepest = max(signs.steepest, (slope, float(scales.sigma[row])))
     return Signs(steepest, max([signs.surprise, *off.tolist()]))
@@ -88,7 +88,7 @@ def doubt(signs: Signs, rows: list[int], seen: Impact, scales: Scales, report: R
     said = []
     if target is not None and found < target:
         said.append(f"an estimated {found:.0f} dB of the {target:g} dB asked for")
-    abrupt = abruptness(seen.turns / scales.data_rms, noise_of(scales)[rows[:-1]])
+    abrupt = abruptness(seen.turns / scales.data_rms, scales.noise[rows[:-1]])
     if risk(found, signs.steepest[0], abrupt, signs.surprise) >= RISKY:
         why = "its rows are too few" if found < _POOR else "the model chose it abruptly, where small errors decide"
         said.append(
@@ -96,8 +96,3 @@ def doubt(signs: Signs, rows: list[int], seen: Impact, scales: Scales, report: R
             "higher target in dB, or the quasi-newton solver makes it surer"
         )
     return "; ".join(said) or None
-
-
-def noise_of(scales: Scales) -> Tensor:
-    """``[K]`` noise of each row in units of the data's rms."""
-    return scales.sigma / scales.alpha.clamp(min=1e-6) / scales.data_rms

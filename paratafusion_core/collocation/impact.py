@@ -55,11 +55,11 @@ def impact(ground: Ground, nodes: Nodes, lasting: Tensor, missed: Tensor) -> Imp
     vectors = torch.cat([nodes.moved, bent, nodes.D.diff(dim=0), missed])
     norms = torch.linalg.vector_norm(vectors, dim=-1).amax(1) / vectors.shape[-1] ** 0.5
     n, gaps = len(at), len(bends)
-    known = [norms]
+    known, sizes = [norms], [n, gaps, gaps, len(missed)]
     if secants is not None:
         known += [(secants.s * secants.E).sum(-1).amax(1), secants.span.flatten(1).amax(1)]
-    numbers = torch.cat(known).cpu().double()
-    moved, turned, turns, surprise, *slope = numbers.split([n, gaps, gaps, len(missed)] + [n] * 2 * (len(known) > 1))
+        sizes += [n, n]
+    moved, turned, turns, surprise, *slope = torch.cat(known).cpu().double().split(sizes)
     steepest = (0.0, rows[0])
     if slope:
         along, span = slope

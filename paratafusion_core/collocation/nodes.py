@@ -118,7 +118,9 @@ def with_evaluated(ground: Ground, nodes: Nodes | None, rows: list[int], y: Tens
         known = [nodes.rows.index(r) if r in nodes.rows else -1 for r in every]
         secants = Secants(*(torch.cat([v, torch.zeros_like(v[:1])])[known] for v in vars(secants).values()))
     y, d = torch.cat([nodes.y, y]), torch.cat([nodes.d, d])
-    return agree(ground, every, y, d, secants) if place is None else agree(ground, every, y[place], d[place], secants)
+    if place is not None:
+        y, d = y[place], d[place]
+    return agree(ground, every, y, d, secants)
 
 
 def _renewed(ground: Ground, nodes: Nodes, rows: list[int], y: Tensor, d: Tensor) -> Secants | None:

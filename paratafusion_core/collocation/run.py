@@ -22,7 +22,7 @@ from ..system import System
 from ..trajectory import Part
 from .again import Begun, look_again, obstacle, part_of
 from .budget import Budget, budget, next_rows
-from .doubts import Signs, doubt, noise_of, watch
+from .doubts import Signs, doubt, watch
 from .estimate import MARGIN, estimate_db
 from .grid import coordinate
 from .impact import Impact, impact
@@ -97,8 +97,7 @@ def collocate(job: Job, scales: Scales, report: Report, tell: Tell) -> Found:
     ground = _ground(system, scales, before)
     plan = budget(ground, options)
     report.window_reason = _in_words(plan, options)
-    noise = noise_of(scales)
-    lasting = (1 + noise**2) ** -0.25
+    lasting = (1 + scales.noise**2) ** -0.25
     rows, finished = plan.front[:1], False
     while True:
         started = time.perf_counter()
@@ -115,7 +114,7 @@ def collocate(job: Job, scales: Scales, report: Report, tell: Tell) -> Found:
         signs = watch(signs, seen, scales, rows, y[0, 0].numel())
         picture = states(ground, nodes, [ground.total])[0]
         passed = nodes.rows[-1] >= plan.front[-1]
-        report.estimated_db = estimate_db(seen, noise[nodes.rows], picture) if passed else None
+        report.estimated_db = estimate_db(seen, scales.noise[nodes.rows], picture) if passed else None
         _account(report, nodes, seen, scales, len(rows), elapsed)
         spent = report.rounds + cost[0], report.nfe + cost[1]
         finished = passed and _enough(report, spent, plan, options)
