@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .denoisers import Denoise
-from .plan import Latency, Machine, Plan, Question, choose, choose_window, collocation_work, fit, typical
+from .plan import Latency, Machine, Plan, Question, choose, choose_window, fit, typical
 from .timing import Timing
 
 _SETTLE = 2  # rounds at a size before its rate is believed
@@ -275,17 +275,21 @@ class Shared:
         return D
 
     def _decide(self, latencies: Mapping[int, float]) -> None:
-        """Go on with window 2, or not; another plan pays for the round of two rows in vain."""
+        """Go on with window 2, or not; other plans pay for what of the round of two rows is in vain.
+
+        Windows 1 and 4 begin with the same rows: to the one a row is of no use, to the other the round.
+        """
         latency = fit(latencies)
         assert latency is not None
-        running = self._question.total * latency(1), latency.total(collocation_work(self._question, 2))
-        own = Plan("collocation", 2, self._question.rows, running[1], running[0])
         best = choose(self._question, latency, engine=self.machine.engine, most=self.machine.most)
-        if (best.solver == "collocation" and best.window == 2) or best.seconds + latency(2) >= own.seconds:
-            self.plan, self._kept = own, []
+        if best.solver == "collocation" and best.window == 2:
+            self.plan, self._kept = best, []
             return
+        lost = latency(2)
+        if best.solver == "collocation":
+            lost = latency.c if best.window == 1 else latency.w
         self.lost = len(self._kept)
-        self.plan = replace(best, seconds=best.seconds + latency(2))
+        self.plan = replace(best, seconds=best.seconds + lost)
         raise Replan(self.plan)
 
     def _recalled(self, x: Tensor, sigma: Tensor) -> Tensor:

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..options import Options
-from ..plan import HIGH_DB, collocation_rounds
-from .grid import even, place, subdivide
+from ..plan import HIGH_DB, collocation_rounds, target_rows
+from .grid import even, place, place_surely, subdivide
 from .impact import Impact, candidates
 from .nodes import Ground, Nodes
 
-#: Evaluations at windows 1, 2, 3, and 4 and more where none are asked for; the second row is for targets above
-#: ``HIGH_DB``.
-#: Rows that are added one by one come dearer than rows planned for. Of 168 runs (demo network, seven problems, seeds
-#: 200-223, window 1) towards 36 dB 155, 161 and 160 reach it with 12, 14 and 16 rows to start with, for 23, 26 and 30 %
-#: of the sampler's evaluations; towards 42 dB 156 with 14 and 149 with 16, for 28 and 30 %. 14 would be the better
-#: start by that, but then window 2 (18 rows) costs more than window 1, and a plan that mistakes them for equal more
-#: than 10 % over the best.
-_ROWS = ((16, 19, 25, 30), (20, 22, 28, 34))
+#: Evaluations at window 1 where neither rows nor a target are asked for.
+_SINGLE = 16
+#: The same at windows 2, 3, and 4 and more; the second row is for targets above ``HIGH_DB``.
+_ROWS = ((19, 25, 30), (22, 28, 34))
 #: Window 1: expected effect of a node's movement on the picture, in units of the data's rms, from which the node is
 #: evaluated again at once, and the rows that leave none for that.
 _FAR_OFF, _FEW = 0.0105, 20
+#: The movement itself for that, towards a target.
+_MOVED_FAR = 0.03
 
 
 @dataclass(frozen=True)
@@ -30,8 +28,9 @@ class Budget:
     Attributes:
         front: rows of the first pass, in order, unless window 1 leaves it (``_step``). rounds, rows: of the pass
             and what follows it; a target in dB may add to both. width: most rows of a round.
-        inside: rows of the first gap that are evaluated with its end: pictures are decided there, and nothing is known
-            of it yet.
+        inside: rows of the first gap that are evaluated with its end, or the row after it: pictures are decided there,
+            and nothing is known of it yet.
+        open: a target in dB ends the run, whatever rows that takes.
     """
 
     front: list[int]
@@ -39,6 +38,7 @@ class Budget:
     rows: int
     width: int
     inside: list[int]
+    open: bool = False
 
 
 def budget(ground: Ground, options: Options) -> Budget:
@@ -46,17 +46,28 @@ def budget(ground: Ground, options: Options) -> Budget:
     rows behind the front are evaluated again while it moves on."""
     K = ground.total
     width = K if options.window == "full" else 1 if options.window == "auto" else min(int(options.window), K)
-    high = options.target is not None and options.target > HIGH_DB
-    single = place(ground.u, min(options.rows or _ROWS[high][0], K))
+    target = options.target
+    sure = target is not None and width < 3
+    rows = options.rows or _rows(K, target, width)
     if width == 1:
-        return Budget(single, len(single), len(single), 1, [])
-    rows = options.rows or _ROWS[high][min(width, 4) - 1]
+        front = place_surely(ground.u, rows) if sure else place(ground.u, rows)
+        return Budget(front, len(front), len(front), 1, [], sure)
     rounds = collocation_rounds(rows, width, K)
-    front = place(ground.u, max(rounds - 1, 2), early=width > 2)
+    ends = max(rounds - 1, 2)
+    front = place_surely(ground.u, ends) if sure else place(ground.u, ends, early=width > 2)
     inside = subdivide(ground.u, 0, front[1], width - 1)
-    if width == 2 and single[1] < front[1]:
-        inside = single[1:2]  # the automatic plan opens with window 2, and may go on with window 1
+    if width == 2:  # the automatic plan opens with it, and may go on with window 1
+        single = budget(ground, replace(options, window=1)).front
+        inside = single[1:2] if single[1] < front[1] else inside or front[2:3]
     return Budget(front, max(rounds, len(front)), rows, width, inside[: max(rows - 2, 0)])
+
+
+def _rows(total: int, target: float | None, width: int) -> int:
+    if target is not None and width < 3:
+        return target_rows(total, target, width)
+    if width == 1:
+        return _SINGLE
+    return _ROWS[target is not None and target > HIGH_DB][min(width, 4) - 2]
 
 
 def next_rows(ground: Ground, plan: Budget, nodes: Nodes, seen: Impact, rounds: int, nfe: int) -> list[int]:
@@ -83,12 +94,15 @@ def _step(ground: Ground, plan: Budget, nodes: Nodes, seen: Impact, rounds: int,
     of the rows that are left; these are spread evenly then. With DDIM-50 at CFG 7.5 and 22 rows (demo network, 144
     seeds) the two pictures of 28.9 and 35.1 dB come to 46.8 and 43.6 dB, the mean from 54.7 to 55.0 dB. Fewer rows have
     none to spare: with 8 of DDIM-50 the mean falls by 7 dB, with 12 five of 128 pictures end below 34 dB instead of
-    two.
+    two. Towards a target such an evaluation costs no other row.
     """
     last, left = nodes.rows[-1], plan.rows - nfe
+    onward = next(row for row in plan.front if row > last)
+    if plan.open:
+        return last if float(seen.moved[-1]) > ground.unit * _MOVED_FAR and not seen.twice[-1] else onward
     repeats = nfe - len(nodes.rows) if rounds == nfe else 0  # a sketch at a wider window evaluated rows again, too
     if float(seen.again[-1]) > ground.unit * _FAR_OFF and repeats < plan.rows - _FEW and left > 2:
         return last
     if not 0 < repeats <= plan.rows - _FEW:
-        return next(row for row in plan.front if row > last)
+        return onward
     return last + even(ground.u[last:], left + 1)[1]

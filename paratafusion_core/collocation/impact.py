@@ -25,6 +25,7 @@ class Impact:
         again: ``[n]`` expected effect of evaluating each node once more.
         gaps: ``[n-1]`` expected effect of a new row in the middle of each gap.
         bend: ``[n-1]`` expected error of D inside each gap, and drift: what it does to the state at the gap's end.
+        twice: whether each node was evaluated more than once.
         steepest: the largest alpha dx.dD/|dx|^2 of rows evaluated twice, and its row: what the certificate reads.
         turns: ``[n-1]`` change of D over each gap. surprise: ``[m]`` of the rows evaluated just now, how far D was from
             what the nodes before had foreseen; 0 in the first round.
@@ -35,6 +36,7 @@ class Impact:
     gaps: Tensor
     bend: Tensor
     drift: Tensor
+    twice: Tensor
     steepest: tuple[float, int]
     turns: Tensor
     surprise: Tensor
@@ -60,10 +62,11 @@ def impact(ground: Ground, nodes: Nodes, lasting: Tensor, missed: Tensor) -> Imp
         known += [(secants.s * secants.E).sum(-1).amax(1), secants.span.flatten(1).amax(1)]
         sizes += [n, n]
     moved, turned, turns, surprise, *slope = torch.cat(known).cpu().double().split(sizes)
-    steepest = (0.0, rows[0])
+    steepest, twice = (0.0, rows[0]), torch.zeros(n, dtype=torch.bool)
     if slope:
         along, span = slope
-        steep = torch.where(span > 0, ground.alpha[rows] * (ground.theta[rows] + along), 0.0)
+        twice = span > 0
+        steep = torch.where(twice, ground.alpha[rows] * (ground.theta[rows] + along), 0.0)
         top = int(steep.argmax())
         steepest = float(steep[top]), rows[top]
     bend = turned * torch.diff(at) / 8
@@ -77,6 +80,7 @@ def impact(ground: Ground, nodes: Nodes, lasting: Tensor, missed: Tensor) -> Imp
         drift * lasting[rows[1:]],
         bend,
         drift,
+        twice,
         steepest,
         turns,
         surprise,

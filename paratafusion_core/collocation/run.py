@@ -114,7 +114,8 @@ def collocate(job: Job, scales: Scales, report: Report, tell: Tell) -> Found:
         signs = watch(signs, seen, scales, rows, y[0, 0].numel())
         picture = states(ground, nodes, [ground.total])[0]
         passed = nodes.rows[-1] >= plan.front[-1]
-        report.estimated_db = estimate_db(seen, scales.noise[nodes.rows], picture) if passed else None
+        expected = estimate_db(seen, scales.noise[nodes.rows], scales.alpha[nodes.rows], picture) if passed else None
+        report.estimated_db = expected
         _account(report, nodes, seen, scales, len(rows), elapsed)
         spent = report.rounds + cost[0], report.nfe + cost[1]
         finished = passed and _enough(report, spent, plan, options)

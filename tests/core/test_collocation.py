@@ -16,13 +16,22 @@ from paratafusion_core.bench.problems import make_task as case
 from paratafusion_core.cli.sample import Task, make_task
 from paratafusion_core.collocation import refusal
 from paratafusion_core.collocation.doubts import Signs, abruptness, doubt, watch
-from paratafusion_core.collocation.grid import _SPREADS, _spread, coordinate, interpolation, middle, place, subdivide
+from paratafusion_core.collocation.grid import (
+    _SPREADS,
+    _spread,
+    coordinate,
+    interpolation,
+    middle,
+    place,
+    place_surely,
+    subdivide,
+)
 from paratafusion_core.collocation.impact import Impact
 from paratafusion_core.collocation.nodes import Ground, missed, states, with_evaluated
 from paratafusion_core.demo import model
 from paratafusion_core.demo.mixture import Mixture
 from paratafusion_core.noise import draw
-from paratafusion_core.plan import collocation_rounds
+from paratafusion_core.plan import collocation_rounds, target_rows
 from paratafusion_core.report import Report, fidelity
 from paratafusion_core.rows import Scales
 
@@ -67,6 +76,40 @@ def test_more_rows_and_wide_windows_start_densely() -> None:
     coarse = coordinate(sigma, 1 - sigma, 0.6)
     assert place(coarse, 9, early=True) == place(coarse, 9)
     assert place(coarse, 12) == _spread(coarse, 12, *_SPREADS[0]) != _spread(coarse, 12, *_SPREADS[1])
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.sampled_from(sorted(schedules.SCHEDULES)), st.integers(1, 120), st.integers(1, 130))
+def test_rows_towards_a_target_are_spread_over_the_whole_run(schedule: str, steps: int, count: int) -> None:
+    sigma = schedules.SCHEDULES[schedule](steps)[:-1]
+    u = coordinate(sigma, 1 - sigma if schedule == "flow" else torch.ones_like(sigma), 0.6)
+    rows = place_surely(u, count)
+    assert len(rows) == min(max(count, 2), steps)
+    assert rows[0] == 0 and rows[-1] == steps - 1
+    assert all(a < b for a, b in itertools.pairwise(rows))
+
+
+def test_rows_towards_a_target_are_dense_early_and_evenly_so() -> None:
+    u = levels(100)
+    assert max(place_surely(u, 18)[:6]) < max(place(u, 18)[:6])
+    rows = place_surely(levels(50), 18)
+    early = [b - a for a, b in itertools.pairwise(rows[:14])]
+    assert early == sorted(early)  # the schedule's own levels lie the denser the later
+
+
+def test_towards_a_target_a_node_that_moved_far_is_evaluated_again_at_once() -> None:
+    task = make_task("small blue ring", "ddim", "normal", 50, 7.5, 14)
+    asked: list[float] = []
+
+    def denoise(x: Tensor, sigma: Tensor) -> Tensor:
+        asked.extend(sigma.tolist())
+        return task.denoise(x, sigma)
+
+    options = Options("collocation", window=1, target_db=30.0, data_rms=task.data_rms)
+    assert solve(task.system, denoise, options).report.nfe == len(asked)
+    repeated = [i for i in range(1, len(asked)) if asked[i] == asked[i - 1]]
+    assert repeated and len(asked) == len(set(asked)) + len(repeated)
+    assert len(set(asked)) == target_rows(50, 30.0)
 
 
 def test_a_node_that_moved_far_is_evaluated_again_where_rows_can_be_spared() -> None:
@@ -241,7 +284,7 @@ def test_a_missed_target_does_not_hide_the_certificates_doubt() -> None:
 def impact_of(turns: list[float], surprise: list[float], slope: float = 0.0) -> Impact:
     none = torch.zeros(len(turns), dtype=torch.float64)
     found = [torch.tensor(v, dtype=torch.float64) for v in (turns, surprise)]
-    return Impact(none, none, none, none, none, (slope, 0), *found)
+    return Impact(none, none, none, none, none, none > 0, (slope, 0), *found)
 
 
 def test_the_signs_are_the_largest_of_all_rounds() -> None:
@@ -394,6 +437,19 @@ def test_the_demo_networks_pictures(
         assert sum(done.report.rows_per_round) == done.report.nfe
         near.append(fidelity(done.x, exact, 2.0).psnr_db)
     assert sum(near) / len(near) >= mean
+
+
+def test_the_estimate_is_near_the_truth() -> None:
+    """Within 3 dB in most runs; of 960 on other seeds 81 % were (``estimate_db``)."""
+    off = []
+    for seed in range(30, 42):
+        task = demo(seed)
+        more = {"flow": task.flow, "data_rms": task.data_rms}
+        exact = solve(task.system, task.denoise, Options(solver="sequential", **more)).x
+        done = solve(task.system, task.denoise, Options(solver="collocation", window=1, target_db=42.0, **more))
+        assert done.report.estimated_db is not None
+        off.append(abs(done.report.estimated_db - fidelity(done.x, exact, 2.0).psnr_db))
+    assert sum(v <= 3 for v in off) >= 8
 
 
 def test_a_target_is_worked_towards() -> None:

@@ -106,10 +106,14 @@ def test_whatever_the_latencies_both_cost_one_run_and_one_window(scheme: str, op
     options = replace(options, window="auto")
     for w, factor in LATENCIES:
         problem = long(scheme, int(factor))
-        whole = Synthetic(problem, w, factor)
-        widest = max(whole.run(options).report.rows_per_round)
         for cap in (1, 2, 3, 5, 6, 12):
             rows, done = both(Synthetic(problem, w, factor), options, cap)
+            whole = Synthetic(problem, w, factor)
+            if cap == 1 and done.report.solver == "collocation":
+                whole.calls = (
+                    1  # it stopped before there was a plan: the second run is a whole one, with the next calls
+                )
+            widest = max(whole.run(options).report.rows_per_round)
             assert rows <= whole.rows + widest, (w, factor, cap)
             assert "do not hold" not in (done.report.warm or "")
 
@@ -161,7 +165,7 @@ def test_where_every_round_is_one_row_one_row_is_looked_at(steps: int, known: di
     assert fidelity(done.x, reference).psnr_db > 60
 
 
-@pytest.mark.parametrize(("w", "known", "window"), [(0.0, KNOWN, 1), (9.0, {}, 2)])
+@pytest.mark.parametrize(("w", "known", "window"), [(0.0, KNOWN, 1), (9.0, {}, 4)])
 def test_a_collocation_sketch_is_gone_on_with_as_it_was_planned(w: float, known: dict[int, float], window: int) -> None:
     problem = long("ddim", 1)
     options = Options("auto", "standard", window="auto")
