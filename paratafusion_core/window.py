@@ -277,7 +277,7 @@ class Shared:
     def _decide(self, latencies: Mapping[int, float]) -> None:
         """Go on with window 2, or not; other plans pay for what of the round of two rows is in vain.
 
-        Windows 1 and 4 begin with the same rows: to the one a row is of no use, to the other the round.
+        Window 1 begins with one of its rows; window 4 mostly with both, so that only the round was too many.
         """
         latency = fit(latencies)
         assert latency is not None

@@ -5,15 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from ..options import Options
-from ..plan import HIGH_DB, collocation_rounds, target_rows
+from ..plan import collocation_rounds, target_rows
 from .grid import even, place, place_surely, subdivide
 from .impact import Impact, candidates
 from .nodes import Ground, Nodes
 
-#: Evaluations at window 1 where neither rows nor a target are asked for.
-_SINGLE = 16
-#: The same at windows 2, 3, and 4 and more; the second row is for targets above ``HIGH_DB``.
-_ROWS = ((19, 25, 30), (22, 28, 34))
+#: Evaluations by window where neither rows nor a target are asked for; windows of 3 and more begin with as many towards
+#: a target, and with more above ``_HIGH_DB``.
+_ROWS = {1: 16, 2: 19, 3: 25, 4: 30}
+_HIGH_ROWS = {3: 28, 4: 34}
+_HIGH_DB = 45.0
 #: Window 1: expected effect of a node's movement on the picture, in units of the data's rms, from which the node is
 #: evaluated again at once, and the rows that leave none for that.
 _FAR_OFF, _FEW = 0.0105, 20
@@ -30,7 +31,7 @@ class Budget:
             and what follows it; a target in dB may add to both. width: most rows of a round.
         inside: rows of the first gap that are evaluated with its end, or the row after it: pictures are decided there,
             and nothing is known of it yet.
-        open: a target in dB ends the run, whatever rows that takes.
+        open: window 1 towards a target: what is evaluated again costs the front no row.
     """
 
     front: list[int]
@@ -65,9 +66,8 @@ def budget(ground: Ground, options: Options) -> Budget:
 def _rows(total: int, target: float | None, width: int) -> int:
     if target is not None and width < 3:
         return target_rows(total, target, width)
-    if width == 1:
-        return _SINGLE
-    return _ROWS[target is not None and target > HIGH_DB][min(width, 4) - 2]
+    rows = _HIGH_ROWS if target is not None and target > _HIGH_DB else _ROWS
+    return rows[min(width, 4)]
 
 
 def next_rows(ground: Ground, plan: Budget, nodes: Nodes, seen: Impact, rounds: int, nfe: int) -> list[int]:
@@ -99,7 +99,9 @@ def _step(ground: Ground, plan: Budget, nodes: Nodes, seen: Impact, rounds: int,
     last, left = nodes.rows[-1], plan.rows - nfe
     onward = next(row for row in plan.front if row > last)
     if plan.open:
-        return last if float(seen.moved[-1]) > ground.unit * _MOVED_FAR and not seen.twice[-1] else onward
+        far = float(seen.moved[-1]) > ground.unit * _MOVED_FAR and not seen.twice[-1]
+        spare = ground.total - nfe - sum(row > last for row in plan.front)
+        return last if far and spare > 0 else onward
     repeats = nfe - len(nodes.rows) if rounds == nfe else 0  # a sketch at a wider window evaluated rows again, too
     if float(seen.again[-1]) > ground.unit * _FAR_OFF and repeats < plan.rows - _FEW and left > 2:
         return last

@@ -24,11 +24,11 @@ def estimate_db(seen: Impact, noise: Tensor, alpha: Tensor, picture: Tensor) -> 
     independent. The four numbers were fitted on 760 runs of the demo network (ten problems of 30 to 100 steps, windows
     1 and 4, towards 36, 42 and 48 dB; seeds 400 to 419). Held out (the same problems, seeds 100 to 123, 200 to 223,
     500 to 523, 600 to 623 and 800 to 823; window 1 towards 42 dB, 1200 runs) it is within 3 dB of the truth in 80 %
-    (75 to 88 % of each 240), within 6 dB in 96 %, and too high by more than 6 dB in 3.7 %. Towards 36 and 48 dB (seeds
+    (75 to 87 % of each 240), within 6 dB in 96 %, and too high by more than 6 dB in 3.7 %. Towards 36 and 48 dB (seeds
     800 to 823) 75 and 70 % are within 3 dB, at window 4 70 %.
 
     How far the truth scatters around any expectation depends on where rows lie. With rows spread for the best mean the
-    same sum was within 3 dB in 42 % of the runs of seeds 200 to 223 and in 57 % of 600 to 623 (now 78 and 88 %), and
+    same sum was within 3 dB in 42 % of the runs of seeds 200 to 223 and in 57 % of 600 to 623 (now 77 and 87 %), and
     gradient boosting over movements, drifts, bends, turns and surprises in eleven bands of noise came no nearer (5.4 dB
     of standard deviation, as this sum had): a small early error fades in one picture and stays in the next. The
     difference from the picture of another interpolation through the same nodes (linear, quartic, a spline, one node

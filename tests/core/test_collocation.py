@@ -18,6 +18,8 @@ from paratafusion_core.collocation import refusal
 from paratafusion_core.collocation.doubts import Signs, abruptness, doubt, watch
 from paratafusion_core.collocation.grid import (
     _SPREADS,
+    _SURE,
+    NEAR,
     _spread,
     coordinate,
     interpolation,
@@ -92,9 +94,37 @@ def test_rows_towards_a_target_are_spread_over_the_whole_run(schedule: str, step
 def test_rows_towards_a_target_are_dense_early_and_evenly_so() -> None:
     u = levels(100)
     assert max(place_surely(u, 18)[:6]) < max(place(u, 18)[:6])
-    rows = place_surely(levels(50), 18)
-    early = [b - a for a, b in itertools.pairwise(rows[:14])]
-    assert early == sorted(early)  # the schedule's own levels lie the denser the later
+    u = levels(50)
+    rows = place_surely(u, 16)
+
+    def off(rows: list[int]) -> float:
+        """How far the gaps are from those wanted, as what is to be least."""
+        near, first, rise = _SURE
+        at = -((-u).exp() - NEAR + near).log()
+        wanted = torch.tensor([min(first + rise * i, 1.0) for i in range(15)], dtype=torch.float64)
+        return float(((at[rows].diff() / (at[-1] - at[0]) / (wanted / wanted.sum())).log() ** 2).sum())
+
+    assert off(rows) < off(_spread(u, 16, *_SURE))
+    for place_of in range(1, 15):
+        for step in (-1, 1):
+            other = [*rows[:place_of], rows[place_of] + step, *rows[place_of + 1 :]]
+            assert len(set(other)) < 16 or off(other) >= off(rows)
+
+
+@pytest.mark.parametrize("steps", [10, 20, 50])
+def test_low_targets_begin_with_no_fewer_rows_than_a_sketch(steps: int) -> None:
+    """Estimates of runs of a few rows are 15 dB too high."""
+    for window in (1, 2):
+        assert target_rows(steps, 5.0, window) == target_rows(steps, 36.0, window)
+
+
+def test_evaluating_again_never_costs_more_than_the_sampler() -> None:
+    """A denoiser that follows its state beyond reason."""
+    task = demo(0, steps=20)
+    wild = torch.randn(task.system.S[0].shape, generator=torch.Generator().manual_seed(0))
+    options = Options("collocation", window=1, target_db=60.0, data_rms=task.data_rms)
+    report = solve(task.system, lambda x, sigma: torch.tanh(3 * x * wild), options).report
+    assert report.nfe == report.rounds <= 20
 
 
 def test_towards_a_target_a_node_that_moved_far_is_evaluated_again_at_once() -> None:
@@ -107,6 +137,7 @@ def test_towards_a_target_a_node_that_moved_far_is_evaluated_again_at_once() -> 
 
     options = Options("collocation", window=1, target_db=30.0, data_rms=task.data_rms)
     assert solve(task.system, denoise, options).report.nfe == len(asked)
+    assert all(asked.count(sigma) <= 2 for sigma in asked)
     repeated = [i for i in range(1, len(asked)) if asked[i] == asked[i - 1]]
     assert repeated and len(asked) == len(set(asked)) + len(repeated)
     assert len(set(asked)) == target_rows(50, 30.0)
@@ -440,10 +471,10 @@ def test_the_demo_networks_pictures(
 
 
 def test_the_estimate_is_near_the_truth() -> None:
-    """Within 3 dB in most runs; of 960 on other seeds 81 % were (``estimate_db``)."""
+    """Within 3 dB in most runs; on other seeds 80 % were (``estimate_db``)."""
     off = []
     for seed in range(30, 42):
-        task = demo(seed)
+        task = demo(seed, "euler", "flow") if seed % 2 else demo(seed)
         more = {"flow": task.flow, "data_rms": task.data_rms}
         exact = solve(task.system, task.denoise, Options(solver="sequential", **more)).x
         done = solve(task.system, task.denoise, Options(solver="collocation", window=1, target_db=42.0, **more))

@@ -110,9 +110,7 @@ def test_whatever_the_latencies_both_cost_one_run_and_one_window(scheme: str, op
             rows, done = both(Synthetic(problem, w, factor), options, cap)
             whole = Synthetic(problem, w, factor)
             if cap == 1 and done.report.solver == "collocation":
-                whole.calls = (
-                    1  # it stopped before there was a plan: the second run is a whole one, with the next calls
-                )
+                whole.calls = 1  # it had no plan yet, so the second run is a whole one that meets the next calls
             widest = max(whole.run(options).report.rows_per_round)
             assert rows <= whole.rows + widest, (w, factor, cap)
             assert "do not hold" not in (done.report.warm or "")
