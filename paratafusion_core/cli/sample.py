@@ -168,4 +168,4 @@ def _tell(solution: Solution, out: Path) -> None:
         psnr = "equal" if report.psnr_db == float("inf") else f"PSNR {report.psnr_db:.1f} dB"
         kernels = f"kernels alone {report.kernel_floor:.2e}"
         print(f"against sequential: {psnr}, largest difference {report.max_abs:.2e} ({kernels})")
-    print(f"written to {out.name}/: result.png, result.safetensors, report.json")
+    print(f"written to {out.resolve().name}/: result.png, result.safetensors, report.json")
