@@ -1,13 +1,9 @@
-"""Collocation: its grid and its linear solve as mathematics, and its pictures against the sequential ones."""
+"""Collocation: its linear solve as mathematics, and its pictures against the sequential ones."""
 
 from __future__ import annotations
 
-import itertools
-
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor
 
 from paratafusion_core import Options, Status, System, schedules, schemes, solve
@@ -17,23 +13,15 @@ from paratafusion_core.cli.sample import Task, make_task
 from paratafusion_core.collocation import refusal
 from paratafusion_core.collocation.doubts import Signs, abruptness, doubt, watch
 from paratafusion_core.collocation.grid import (
-    _SPREADS,
-    _SURE,
-    NEAR,
-    _spread,
     coordinate,
     interpolation,
-    middle,
-    place,
-    place_surely,
-    subdivide,
 )
 from paratafusion_core.collocation.impact import Impact
 from paratafusion_core.collocation.nodes import Ground, missed, states, with_evaluated
 from paratafusion_core.demo import model
 from paratafusion_core.demo.mixture import Mixture
 from paratafusion_core.noise import draw
-from paratafusion_core.plan import collocation_rounds, target_rows
+from paratafusion_core.plan import collocation_rounds
 from paratafusion_core.report import Report, fidelity
 from paratafusion_core.rows import Scales
 
@@ -41,159 +29,16 @@ SHAPE = (4, 8, 8)
 SIGMAS = schedules.normal(30)
 
 
-def levels(count: int = 30) -> Tensor:
-    sigma = schedules.normal(count)[:-1]
-    return coordinate(sigma, torch.ones_like(sigma), 1.0)
-
-
 def ddim(sigmas: Tensor = SIGMAS, batch: int = 2, dtype: torch.dtype = torch.float64) -> System:
     return schemes.ddim(draw(0, batch, SHAPE)[0].to(dtype) * float(sigmas[0]), sigmas)
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.sampled_from(sorted(schedules.SCHEDULES)), st.integers(2, 120), st.integers(1, 130), st.booleans())
-def test_rows_are_spread_over_the_whole_run(schedule: str, steps: int, count: int, early: bool) -> None:
-    sigma = schedules.SCHEDULES[schedule](steps)[:-1]
-    flow = schedule == "flow"
-    u = coordinate(sigma, 1 - sigma if flow else torch.ones_like(sigma), 0.6)
-    assert (u.diff() > 0).all()
-    rows = place(u, count, early)
-    assert len(rows) == max(min(count, steps), 2)
-    assert rows[0] == 0 and rows[-1] == steps - 1
-    assert all(a < b for a, b in itertools.pairwise(rows))
-
-
-def first_gap(rows: list[int], u: Tensor) -> float:
-    return float((u[rows[1]] - u[rows[0]]) / (u[-1] - u[0])) * (len(rows) - 1)
-
-
-def test_more_rows_and_wide_windows_start_densely() -> None:
-    """Pictures are decided early; where the schedule has no rows to choose from nothing changes."""
-    u = levels(100)
-    assert first_gap(place(u, 9, early=True), u) < 0.9 * first_gap(place(u, 9), u)
-    assert place(u, 13, early=True) == place(u, 13)
-    few, some, many = (first_gap(place(u, n), u) for n in (11, 12, 21))
-    assert many < 0.8 * some < 0.8 * few
-    sigma = schedules.flow(28)[:-1]
-    coarse = coordinate(sigma, 1 - sigma, 0.6)
-    assert place(coarse, 9, early=True) == place(coarse, 9)
-    assert place(coarse, 12) == _spread(coarse, 12, *_SPREADS[0]) != _spread(coarse, 12, *_SPREADS[1])
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.sampled_from(sorted(schedules.SCHEDULES)), st.integers(1, 120), st.integers(1, 130))
-def test_rows_towards_a_target_are_spread_over_the_whole_run(schedule: str, steps: int, count: int) -> None:
-    sigma = schedules.SCHEDULES[schedule](steps)[:-1]
-    u = coordinate(sigma, 1 - sigma if schedule == "flow" else torch.ones_like(sigma), 0.6)
-    rows = place_surely(u, count)
-    assert len(rows) == min(max(count, 2), steps)
-    assert rows[0] == 0 and rows[-1] == steps - 1
-    assert all(a < b for a, b in itertools.pairwise(rows))
-
-
-def test_rows_towards_a_target_are_dense_early_and_evenly_so() -> None:
-    u = levels(100)
-    assert max(place_surely(u, 18)[:6]) < max(place(u, 18)[:6])
-    u = levels(50)
-    rows = place_surely(u, 16)
-
-    def off(rows: list[int]) -> float:
-        """How far the gaps are from those wanted, as what is to be least."""
-        near, first, rise = _SURE
-        at = -((-u).exp() - NEAR + near).log()
-        wanted = torch.tensor([min(first + rise * i, 1.0) for i in range(15)], dtype=torch.float64)
-        return float(((at[rows].diff() / (at[-1] - at[0]) / (wanted / wanted.sum())).log() ** 2).sum())
-
-    assert off(rows) < off(_spread(u, 16, *_SURE))
-    for place_of in range(1, 15):
-        for step in (-1, 1):
-            other = [*rows[:place_of], rows[place_of] + step, *rows[place_of + 1 :]]
-            assert len(set(other)) < 16 or off(other) >= off(rows)
-
-
-@pytest.mark.parametrize("steps", [10, 20, 50])
-def test_low_targets_begin_with_no_fewer_rows_than_a_sketch(steps: int) -> None:
-    """Estimates of runs of a few rows are 15 dB too high."""
-    for window in (1, 2):
-        assert target_rows(steps, 5.0, window) == target_rows(steps, 36.0, window)
-
-
-def test_evaluating_again_never_costs_more_than_the_sampler() -> None:
-    """A denoiser that follows its state beyond reason."""
-    task = demo(0, steps=20)
-    wild = torch.randn(task.system.S[0].shape, generator=torch.Generator().manual_seed(0))
-    options = Options("collocation", window=1, target_db=60.0, data_rms=task.data_rms)
-    report = solve(task.system, lambda x, sigma: torch.tanh(3 * x * wild), options).report
-    assert report.nfe == report.rounds <= 20
-
-
-def test_towards_a_target_a_node_that_moved_far_is_evaluated_again_at_once() -> None:
-    task = make_task("small blue ring", "ddim", "normal", 50, 7.5, 14)
-    asked: list[float] = []
-
-    def denoise(x: Tensor, sigma: Tensor) -> Tensor:
-        asked.extend(sigma.tolist())
-        return task.denoise(x, sigma)
-
-    options = Options("collocation", window=1, target_db=30.0, data_rms=task.data_rms)
-    assert solve(task.system, denoise, options).report.nfe == len(asked)
-    assert all(asked.count(sigma) <= 2 for sigma in asked)
-    repeated = [i for i in range(1, len(asked)) if asked[i] == asked[i - 1]]
-    assert repeated and len(asked) == len(set(asked)) + len(repeated)
-    assert len(set(asked)) == target_rows(50, 30.0)
-
-
-def test_a_node_that_moved_far_is_evaluated_again_where_rows_can_be_spared() -> None:
-    """Seed 14 at CFG 7.5 is such a run; the way goes on to the last row, within the rows asked for."""
-    task = make_task("small blue ring", "ddim", "normal", 50, 7.5, 14)
-    asked: list[float] = []
-
-    def denoise(x: Tensor, sigma: Tensor) -> Tensor:
-        asked.extend(sigma.tolist())
-        return task.denoise(x, sigma)
-
-    for rows, repeated in ((22, True), (12, False)):
-        asked.clear()
-        report = solve(task.system, denoise, Options("collocation", window=1, rows=rows, data_rms=task.data_rms)).report
-        assert report.nfe == report.rounds == len(asked) == rows
-        assert asked == sorted(asked, reverse=True) and asked[-1] == pytest.approx(float(task.system.sigmas[-1]))
-        assert (len(set(asked)) < rows) is repeated
-
-
-@settings(max_examples=40, deadline=None)
-@given(st.sets(st.integers(1, 29), min_size=1, max_size=20))
-def test_interpolation_is_exact_at_nodes_and_for_straight_lines(some: set[int]) -> None:
-    u, nodes = levels(), sorted({0, *some})
-    M = interpolation(u, nodes)
-    assert torch.allclose(M[nodes], torch.eye(len(nodes), dtype=torch.float64), atol=1e-12)
-    assert torch.allclose(M.sum(1), torch.ones(30, dtype=torch.float64))
-    last = nodes[-1]
-    found, line = M @ (3 * u[nodes] - 1), 3 * u - 1
-    assert torch.allclose(found[: last + 1], line[: last + 1])
-    # beyond it goes on at the line's slope, and on from the last node by one gap's rise at most
-    assert (found[last + 1 :].diff() > 0).all()
-    assert (found[last + 1 :] < line[last + 1 :]).all()
-    assert (found <= line[last] + (line[last] - line[nodes[-2]])).all()
-
-
-def test_interpolation_is_exact_for_parabolas_between_nodes() -> None:
-    u, nodes = levels(), [0, 4, 9, 15, 22, 29]
-    assert torch.allclose(interpolation(u, nodes) @ u[nodes] ** 2, u**2)
-
-
-def test_middles_lie_inside() -> None:
-    u = levels()
-    assert all(a < middle(u, a, b) < b for a in range(10) for b in range(a + 2, 30))
-    assert subdivide(u, 3, 5, 7) == [4]
-    assert subdivide(u, 3, 4, 2) == []
-    assert len(subdivide(u, 0, 29, 5)) == 5
 
 
 def test_states_and_denoised_pictures_agree() -> None:
     """Equation (1) of nodes.py, with secants of the rows that were evaluated twice, written out row by row."""
     system, denoise = ddim(batch=3), Mixture.make().denoiser(1, 1.0)
     S, sigma = system.S.flatten(2), system.sigmas
-    ground = Ground(S, system.C, levels(), 0.5 / (1 + sigma**2), torch.ones_like(sigma))
+    u = coordinate(sigma, torch.ones_like(sigma), 1.0)
+    ground = Ground(S, system.C, u, 0.5 / (1 + sigma**2), torch.ones_like(sigma))
     nodes = None
     for rows in ([0], [3, 7], [3, 7, 12], [7, 16, 29]):
         y = states(ground, nodes, rows)
@@ -337,7 +182,9 @@ def test_a_picture_chosen_at_once_is_abrupt() -> None:
 
 def test_what_the_rows_foresaw_is_what_they_interpolate() -> None:
     system = ddim(batch=3)
-    ground = Ground(system.S.flatten(2), system.C, levels(), torch.zeros(30).double(), torch.ones(30).double())
+    ones = torch.ones(30).double()
+    u = coordinate(system.sigmas, ones, 1.0)
+    ground = Ground(system.S.flatten(2), system.C, u, torch.zeros_like(ones), ones)
     assert not missed(None, [0], torch.ones(1, 3, 256, dtype=torch.float64)).any()
     some = torch.randn(3, 3, 256, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     nodes = with_evaluated(ground, None, [0, 4, 9], states(ground, None, [0, 4, 9]), some)
@@ -376,32 +223,6 @@ def test_a_settled_run_raises_no_doubt(seed: int) -> None:
     assert (
         solve(task.system, task.denoise, Options(solver="collocation", window=1, rows=20, **more)).report.doubt is None
     )
-
-
-@pytest.mark.parametrize("rows", [12, 16])
-def test_a_sketch_at_a_wide_window_goes_on_at_window_1_without_a_jump(rows: int) -> None:
-    """What the sketch evaluated again is no reason to hurry to the last row."""
-    task = make_task("large red ring", "ddim", "normal", 50, 4.0, 0, kind="mixture")
-    wide = Options("collocation", window=4, max_rounds=5, data_rms=task.data_rms)
-    sketch = solve(task.system, task.denoise, wide)
-    assert sketch.trajectory is not None and sketch.trajectory.part is not None
-    gone = sketch.trajectory.part.rows
-    asked: list[float] = []
-
-    def denoise(x: Tensor, sigma: Tensor) -> Tensor:
-        asked.extend(sigma.tolist())
-        return task.denoise(x, sigma)
-
-    narrow = Options("collocation", window=1, rows=rows, data_rms=task.data_rms)
-    solve(task.system, denoise, narrow, warm=sketch.trajectory)
-    levels = task.system.sigmas.tolist()
-    ahead = [row for row in place(ground_of(task), rows) if row > gone[-1]]
-    assert [min(range(50), key=lambda k: abs(levels[k] - sigma)) for sigma in asked[1 : 1 + len(ahead)]] == ahead
-
-
-def ground_of(task: Task) -> Tensor:
-    sigma = task.system.sigmas
-    return coordinate(sigma, torch.ones_like(sigma), task.data_rms)
 
 
 @pytest.mark.parametrize(("window", "rows"), [(2, 2), (4, 2), (4, 3), (4, 4)])
