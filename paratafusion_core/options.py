@@ -42,6 +42,7 @@ class Options:
         flow: the states are flow-matching states, ``x = (1 - sigma) x0 + sigma eps``.
         data_rms: rms of clean data, above 0: 1 for latents. The tolerance is relative to it: data far smaller than
             it says are solved less accurately.
+        peak: the range of clean data, above 0, that collocation's dB refer to; the picture's own range when None.
 
     Raises:
         ValueError: a value is out of these bounds.
@@ -58,6 +59,7 @@ class Options:
     target_db: float | None = None
     flow: bool = False
     data_rms: float = 1.0
+    peak: float | None = None
 
     def __post_init__(self) -> None:
         check_choice("solver", self.solver, SOLVERS)
@@ -81,6 +83,8 @@ class Options:
                         f"{name} is {getattr(self, name)!r}; solver {self.solver} has no use for it, leave it out"
                     )
         check_real("data_rms", self.data_rms, above=0.0)
+        if self.peak is not None:
+            check_real("peak", self.peak, above=0.0)
 
     def _check_collocation(self) -> None:
         if self.rows is not None and check_count("rows", self.rows) < 2:

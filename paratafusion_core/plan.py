@@ -38,11 +38,14 @@ _WORK: dict[tuple[int, float], tuple[tuple[float, float], ...]] = {
 _EXACT: tuple[tuple[float, float], ...] = ((1.0, 1.98), (1.0, 3.88), (1.0, 7.44), (1.0, 13.6), (1.0, 25.5))
 #: Share of these that a warm start takes (10.8 against 14.3 rounds from CFG 4 to 4.6).
 _WARM = 0.75
-#: Rounds and rows of collocation at window 4 towards so many dB (demo network, nine problems of 20 to 100 steps). The
+#: Rounds and rows of collocation at window 4 towards so many dB (demo network, eight problems of 30 to 100 steps at
+#: CFG 1 and 4; 12 to 18 rounds at 7.5). The
 #: last column keeps plans away from targets where rows are added one by one until nearly all are evaluated.
-_WIDE = ((36.0, 42.0, 48.0, 80.0), (9.1, 9.9, 12.0, 50.0), (27.2, 28.9, 33.3, 84.0))
+_WIDE = ((36.0, 42.0, 48.0, 80.0), (9.1, 9.6, 12.0, 50.0), (27.2, 28.4, 33.3, 84.0))
 #: Lower targets begin with the rows of this one: estimates are of no use with fewer.
 _LEAST_DB = 36.0
+#: (steps), (rows that window 1 begins with towards 42 dB).
+_BEGUN = ((12, 20, 30, 50, 100), (12, 14, 18, 21, 23))
 #: Rows that window 2 begins with beyond window 1's.
 _PAIRS = 8
 #: Steps below which its runs end a round before that in the mean.
@@ -255,11 +258,11 @@ def collocation_work(question: Question, window: int) -> Work:
 def target_rows(total: int, target: float, window: int = 1) -> int:
     """Rows that collocation begins with at window 1 or 2 towards ``target`` dB, of ``total``.
 
-    Coarse schedules have fewer to leave out early, where most are wanted: towards 42 dB window 1 takes 13 of 20 rows,
-    15 of 30 and 18 of 50 and more. Window 2 wants more of them: with 19 rows of 50, or 22 of 30, it missed 42 dB in
-    22 % of 40 (18) runs.
+    Coarse schedules have fewer to leave out early, where most are wanted: towards 42 dB window 1 takes 14 of 20 rows,
+    18 of 30 and 21 of 50. Window 2 wants more of them: with 19 rows of 50, or 22 of 30, it missed 42 dB in 22 % of 40
+    (18) runs.
     """
-    rows = round(10 + min(total, 48) / 6 + (max(target, _LEAST_DB) - 42) / 3)
+    rows = round(float(np.interp(total, *_BEGUN)) + (max(target, _LEAST_DB) - 42) / 2)
     if window == 2:
         return max(rows + _PAIRS, 2)
     return max(min(rows, total), min(2, total))

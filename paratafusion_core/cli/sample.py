@@ -90,7 +90,7 @@ def make_task(
 
 def play(task: Task, options: Options, label: str, quiet: bool = False, **more: Any) -> Solution:
     """Solve with a progress bar (on standard error) that counts final rows."""
-    options = replace(options, flow=task.flow, data_rms=task.data_rms)
+    options = replace(options, flow=task.flow, data_rms=task.data_rms, peak=task.peak)
     inner = more.pop("callback", None)
     with tqdm(total=task.system.evaluations, desc=label, unit="row", disable=quiet, leave=False) as bar:
 

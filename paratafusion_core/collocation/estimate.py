@@ -4,43 +4,51 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor
 
+from ..devices import send
+from .grid import left_out
 from .impact import Impact
+from .nodes import Ground, Nodes
 
-#: What a node's movement since its evaluation, and the drift over a gap, count in the picture, and the powers of
-#: 1 + noise^2 by which they count less where they happen early.
-_MOVED, _DRIFT = 0.545, 0.756
-_MOVED_FADES, _DRIFT_FADES = 0.864, 0.211
-#: A run goes on until the estimate is so many dB above its target. More of it (5 at window 4) ends more runs at a lucky
-#: estimate: 93 % instead of 92 reach 42 dB, and 9 % instead of 6 are told 6 dB too much (240 runs, seeds 800-823).
-MARGIN = 3.0
+#: What a node's movement since its evaluation counts in the picture, what an error that nodes left out would make over
+#: a gap, and the powers of 1 + noise^2 by which both count less where they happen early.
+_MOVED, _LEFT_OUT = 0.5, 0.37
+_MOVED_FADES, _LEFT_OUT_FADES = 0.6, 0.75
+#: A run goes on until the estimate is so many dB above its target, at window 1 and at wider ones.
+_MARGIN, _WIDE_MARGIN = 2.0, 3.0
 
 
-def estimate_db(seen: Impact, noise: Tensor, alpha: Tensor, picture: Tensor) -> float:
-    """PSNR that ``picture`` ``[B, d]`` is expected to have against the sequential one, for its own range.
+def margin(width: int) -> float:
+    """dB above its target at which a run of ``width`` rows a round ends."""
+    return _MARGIN if width == 1 else _WIDE_MARGIN
 
-    The error is taken to be the nodes' movements since their evaluation and the drifts over the gaps, added up as
-    independent. The four numbers were fitted on 760 runs of the demo network (ten problems of 30 to 100 steps, windows
-    1 and 4, towards 36, 42 and 48 dB; seeds 400 to 419). Held out (the same problems, seeds 100 to 123, 200 to 223,
-    500 to 523, 600 to 623 and 800 to 823; window 1 towards 42 dB, 1200 runs) it is within 3 dB of the truth in 80 %
-    (75 to 87 % of each 240), within 6 dB in 96 %, and too high by more than 6 dB in 3.7 %. Towards 36 and 48 dB (seeds
-    800 to 823) 75 and 70 % are within 3 dB, at window 4 70 %.
 
-    How far the truth scatters around any expectation depends on where rows lie. With rows spread for the best mean the
-    same sum was within 3 dB in 42 % of the runs of seeds 200 to 223 and in 57 % of 600 to 623 (now 77 and 87 %), and
-    gradient boosting over movements, drifts, bends, turns and surprises in eleven bands of noise came no nearer (5.4 dB
-    of standard deviation, as this sum had): a small early error fades in one picture and stays in the next. The
-    difference from the picture of another interpolation through the same nodes (linear, quartic, a spline, one node
-    left out) has nothing in common with the error (cosines within 0.05), and the difference from a second run with
-    fewer rows tells the error of that one within 1 to 2 dB, of this one only within 4.
+def estimate_db(ground: Ground, nodes: Nodes, seen: Impact, noise: Tensor, peak: float) -> float:
+    """PSNR that the picture is expected to have against the sequential one, for the range ``peak``.
 
     Args:
-        noise: ``[n]`` of the nodes, in units of the data's rms. alpha: ``[n]`` their signal level.
+        noise: ``[K]`` in units of the data's rms.
     """
-    quiet, alpha = 1 / (1 + noise**2), alpha.clamp(min=1e-6)
+    quiet, alpha = 1 / (1 + noise[nodes.rows] ** 2), ground.alpha[nodes.rows].clamp(min=1e-6)
     moved = _MOVED * seen.moved / alpha * quiet**_MOVED_FADES
-    drift = _DRIFT * seen.drift / alpha[1:] * quiet[1:] ** _DRIFT_FADES
-    error = math.sqrt(float(moved.square().sum() + drift.square().sum()))
-    peak = float(picture.max() - picture.min())
+    between = _LEFT_OUT * _between(ground, nodes) / alpha[1:] * quiet[1:] ** _LEFT_OUT_FADES
+    error = math.sqrt(float(moved.square().sum() + between.square().sum()))
     return 20 * math.log10(max(peak, 1e-30) / max(error, 1e-30))
+
+
+def _between(ground: Ground, nodes: Nodes) -> Tensor:
+    """``[n-1]`` what each gap's end would be off by if D were, inside it, as far off as it is foreseen at the nodes
+    around by the others; the first and last gap have one such node, a single gap none: there the change of D counts."""
+    n = len(nodes.rows)
+    if n < 3:
+        off = torch.linalg.vector_norm(nodes.D.diff(dim=0), dim=-1)
+    else:
+        weights = send(left_out(ground.u[nodes.rows])[1:-1], nodes.D)
+        off = torch.linalg.vector_norm((weights @ nodes.D.flatten(1)).view(n - 2, *nodes.D.shape[1:]), dim=-1)
+    sizes = off.amax(1).cpu().double() / nodes.D.shape[-1] ** 0.5
+    if n > 2:
+        around = torch.cat([sizes[:1], sizes, sizes[-1:]]).square()
+        sizes = ((around[1:] + around[:-1]) / 2).sqrt()
+    return sizes * ground.inside(nodes.rows)

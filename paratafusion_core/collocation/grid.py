@@ -18,7 +18,7 @@ FAR = 80.0
 _SPREADS = ((NEAR, 0.75, 0.2), (0.5, 0.5, 0.15), (NEAR, 0.2, 0.07))
 _FEW, _SOME = 11, 20
 #: The same for runs that go on until a target is met (``place_surely``).
-_SURE = (1.5, 0.5, 0.15)
+_SURE = (3.0, 0.5, 0.15)
 
 
 def coordinate(sigma: Tensor, alpha: Tensor, data_rms: float) -> Tensor:
@@ -148,14 +148,39 @@ def slopes(u: Tensor) -> Tensor:
         weights[:] = torch.tensor([-1.0, 1.0], dtype=torch.float64) / (u[1] - u[0])
     if n < 3:
         return weights
-    first = (torch.arange(n) - 1).clamp(0, n - 3)
-    a, b, c = u[first], u[first + 1], u[first + 2]
-    three = [
-        (2 * u - b - c) / ((a - b) * (a - c)),
-        (2 * u - a - c) / ((b - a) * (b - c)),
-        (2 * u - a - b) / ((c - a) * (c - b)),
-    ]
-    return weights.scatter_(1, first[:, None] + torch.arange(3), torch.stack(three, 1))
+    at, last = torch.arange(n), n - 1
+    one = torch.where(at == 0, 1, at - 1)
+    two = torch.where(at == 0, 2, torch.where(at == last, n - 3, at + 1))
+    places = torch.stack([at, one, two], 1)
+    return weights.scatter_(1, places, _tangent(*u[places.T]))
+
+
+def _tangent(u: Tensor, one: Tensor, two: Tensor) -> Tensor:
+    """``[m, 3]`` weights of the derivative at u of the parabola through u and two other places."""
+    own = (2 * u - one - two) / ((u - one) * (u - two))
+    return torch.stack([own, (u - two) / ((one - u) * (one - two)), (u - one) / ((two - u) * (two - one))], 1)
+
+
+def left_out(u: Tensor) -> Tensor:
+    """``[n, n]`` weights of each node less what ``interpolation`` through the others makes of it; 0 at both ends."""
+    n = len(u)
+    weights = torch.zeros(n, n, dtype=torch.float64)
+    if n < 3:
+        return weights
+    at = torch.arange(1, n - 1)
+    a, b = at - 1, at + 1
+    h = u[b] - u[a]
+    t = (u[at] - u[a]) / h
+    rise = t**2 * (3 - 2 * t) if n > 3 else t
+    weights[at, at] = 1.0
+    weights[at, a] -= 1 - rise
+    weights[at, b] -= rise
+    if n > 3:
+        before, behind = torch.where(at > 1, at - 2, at + 2), torch.where(at < n - 2, at + 2, at - 2)
+        for end, other, third, size in ((a, b, before, h * t * (1 - t) ** 2), (b, a, behind, -h * t**2 * (1 - t))):
+            places = torch.stack([end, other, third], 1)
+            weights[at[:, None], places] -= size[:, None] * _tangent(*u[places.T])
+    return weights
 
 
 def interpolation(u: Tensor, nodes: list[int]) -> Tensor:

@@ -70,10 +70,7 @@ def impact(ground: Ground, nodes: Nodes, lasting: Tensor, missed: Tensor) -> Imp
         top = int(steep.argmax())
         steepest = float(steep[top]), rows[top]
     bend = turned * torch.diff(at) / 8
-    places = torch.tensor(rows)
-    ends, inside = places[1:], places[:-1] + 1
-    # what D of the rows inside weighs in the state at the gap's end
-    drift = bend * (ground.weights[ends, ends] - ground.weights[ends, inside])
+    drift = bend * ground.inside(rows)
     return Impact(
         moved,
         _UNKNOWN * moved * lasting[rows],

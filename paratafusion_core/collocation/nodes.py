@@ -56,6 +56,12 @@ class Ground:
     def weights(self) -> Tensor:
         return torch.nn.functional.pad(self.C.abs().cumsum(1), (1, 0))
 
+    def inside(self, rows: list[int]) -> Tensor:
+        """``[n-1]`` what D of the rows inside each gap of ``rows`` weighs in the state at the gap's end."""
+        places = torch.tensor(rows)
+        ends, inside = places[1:], places[:-1] + 1
+        return self.weights[ends, ends] - self.weights[ends, inside]
+
 
 @dataclass(frozen=True)
 class Secants:

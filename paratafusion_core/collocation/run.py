@@ -23,7 +23,7 @@ from ..trajectory import Part
 from .again import Begun, look_again, obstacle, part_of
 from .budget import Budget, budget, next_rows
 from .doubts import Signs, doubt, watch
-from .estimate import MARGIN, estimate_db
+from .estimate import estimate_db, margin
 from .grid import coordinate
 from .impact import Impact, impact
 from .nodes import SLOPE, Ground, Nodes, missed, states, with_evaluated
@@ -114,8 +114,9 @@ def collocate(job: Job, scales: Scales, report: Report, tell: Tell) -> Found:
         signs = watch(signs, seen, scales, rows, y[0, 0].numel())
         picture = states(ground, nodes, [ground.total])[0]
         passed = nodes.rows[-1] >= plan.front[-1]
-        expected = estimate_db(seen, scales.noise[nodes.rows], scales.alpha[nodes.rows], picture) if passed else None
-        report.estimated_db = expected
+        if passed:
+            peak = float(picture.max() - picture.min()) if options.peak is None else options.peak
+            report.estimated_db = estimate_db(ground, nodes, seen, scales.noise, peak)
         _account(report, nodes, seen, scales, len(rows), elapsed)
         spent = report.rounds + cost[0], report.nfe + cost[1]
         finished = passed and _enough(report, spent, plan, options)
@@ -180,7 +181,7 @@ def _enough(report: Report, spent: tuple[int, int], plan: Budget, options: Optio
         return True
     if options.target is None:
         return rounds >= plan.rounds or nfe >= plan.rows
-    return report.estimated_db is not None and report.estimated_db >= options.target + MARGIN
+    return report.estimated_db is not None and report.estimated_db >= options.target + margin(plan.width)
 
 
 def _account(report: Report, nodes: Nodes, seen: Impact, scales: Scales, evaluated: int, seconds: float) -> None:

@@ -87,6 +87,13 @@ def test_data_rms(value: Any) -> None:
 
 
 @modest
+@given(st.floats(max_value=0) | NOT_REAL)
+def test_peak(value: Any) -> None:
+    if value is not None:
+        refused("peak", repr(value), lambda: Options(peak=value))
+
+
+@modest
 @given(st.sampled_from(["solver", "preset"]), st.text() | st.none() | st.integers())
 def test_choices(name: str, value: Any) -> None:
     assume(value not in (*SOLVERS, *PRESETS))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -296,12 +299,24 @@ def test_the_estimate_is_near_the_truth() -> None:
     off = []
     for seed in range(30, 42):
         task = demo(seed, "euler", "flow") if seed % 2 else demo(seed)
-        more = {"flow": task.flow, "data_rms": task.data_rms}
+        more = {"flow": task.flow, "data_rms": task.data_rms, "peak": 2.0}
         exact = solve(task.system, task.denoise, Options(solver="sequential", **more)).x
         done = solve(task.system, task.denoise, Options(solver="collocation", window=1, target_db=42.0, **more))
         assert done.report.estimated_db is not None
         off.append(abs(done.report.estimated_db - fidelity(done.x, exact, 2.0).psnr_db))
     assert sum(v <= 3 for v in off) >= 8
+
+
+def test_the_estimate_is_for_the_range_that_is_named() -> None:
+    """Decibels of one and the same error: 20 log10 of the ranges apart."""
+    task = demo(30)
+    options = Options("collocation", window=1, rows=16, data_rms=task.data_rms)
+    own = solve(task.system, task.denoise, options)
+    named = solve(task.system, task.denoise, replace(options, peak=20.0)).report.estimated_db
+    found = own.report.estimated_db
+    assert found is not None and named is not None
+    span = float(own.x.max() - own.x.min())
+    assert named - found == pytest.approx(20 * math.log10(20.0 / span), abs=1e-4)
 
 
 def test_a_target_is_worked_towards() -> None:

@@ -19,6 +19,7 @@ from paratafusion_core.collocation.grid import (
     _spread,
     coordinate,
     interpolation,
+    left_out,
     middle,
     place,
     place_surely,
@@ -163,6 +164,20 @@ def test_interpolation_is_exact_at_nodes_and_for_straight_lines(some: set[int]) 
 def test_interpolation_is_exact_for_parabolas_between_nodes() -> None:
     u, nodes = levels(), [0, 4, 9, 15, 22, 29]
     assert torch.allclose(interpolation(u, nodes) @ u[nodes] ** 2, u**2)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.sets(st.integers(1, 29), min_size=1, max_size=20))
+def test_a_node_left_out_is_what_interpolation_through_the_others_makes_of_it(some: set[int]) -> None:
+    nodes = sorted({0, *some})
+    u = levels()[nodes]
+    weights = left_out(u)
+    assert not weights[[0, -1]].any()
+    for q in range(1, len(nodes) - 1):
+        others = [i for i in range(len(nodes)) if i != q]
+        made = torch.zeros(len(nodes), dtype=torch.float64)
+        made[others] = interpolation(u, others)[q]
+        torch.testing.assert_close(weights[q], torch.eye(len(nodes), dtype=torch.float64)[q] - made)
 
 
 def test_middles_lie_inside() -> None:
