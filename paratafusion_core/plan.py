@@ -48,8 +48,6 @@ _LEAST_DB = 36.0
 _BEGUN = ((12, 20, 30, 50, 100), (12, 14, 18, 21, 23))
 #: Rows that window 2 begins with beyond window 1's.
 _PAIRS = 8
-#: Steps below which its runs end a round before that in the mean.
-_COARSE = 40
 #: Rounds that collocation takes at wider windows where two rows are left for each.
 _ROUNDS = 10
 
@@ -249,8 +247,7 @@ def collocation_work(question: Question, window: int) -> Work:
         return Work(rows, rows)
     if window == 2:
         rows = target_rows(K, target, 2)
-        ended = 1 if K < _COARSE else 0
-        return Work(max(collocation_rounds(rows, 2, K) - ended, 1), max(rows - 1 - 2 * ended, 1))
+        return Work(collocation_rounds(rows, 2, K), max(rows - 1, 1))
     at, rounds, evaluated = _WIDE
     return Work(min(float(np.interp(target, at, rounds)), K), float(np.interp(target, at, evaluated)))
 

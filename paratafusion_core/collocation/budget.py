@@ -76,8 +76,9 @@ def next_rows(ground: Ground, plan: Budget, nodes: Nodes, seen: Impact, rounds: 
         return [_step(ground, plan, nodes, seen, rounds, nfe)]
     ahead = [row for row in plan.front if row > nodes.rows[-1]][:1]
     rows = set(ahead)
-    left = max(plan.rounds - rounds, 1)
-    share = min(plan.width, max(1, round((plan.rows - nfe) / left)))
+    left = plan.rounds - rounds
+    # behind the plan a round takes what it can: its target is not reached yet
+    share = min(plan.width, max(1, round((plan.rows - nfe) / left))) if left > 0 else plan.width
     if ahead and rounds == 1:
         rows |= set(plan.inside)
     for effect, row in candidates(ground, nodes, seen) if len(rows) < share else ():
