@@ -77,7 +77,6 @@ def _add_bench(many: argparse.ArgumentParser) -> None:
 
 
 def _add_sample(one: argparse.ArgumentParser) -> None:
-    later = "for the collocation solver, which is not in this version"
     one.add_argument("--prompt", required=True)
     one.add_argument("--model", choices=("demo", "mixture"), default="demo")
     one.add_argument("--sampler", choices=tuple(sample.SAMPLERS), default="ddim")
@@ -85,13 +84,13 @@ def _add_sample(one: argparse.ArgumentParser) -> None:
     one.add_argument("--steps", type=_whole, default=50)
     one.add_argument("--cfg", type=_real, default=4.0)
     one.add_argument("--solver", choices=SOLVERS, default="quasi-newton")
-    one.add_argument("--window", type=_window, default=8, metavar="N|full|auto")
+    one.add_argument("--window", type=_window, metavar="N|full|auto", help="8; 1 for collocation towards a target")
     one.add_argument("--preset", choices=tuple(PRESETS), default="balanced")
     one.add_argument("--tol", type=_real)
     one.add_argument("--order", type=_whole, metavar="K", help="of ParaTAA's equations")
     one.add_argument("--history", type=_whole, metavar="M", help="secants kept, or iterates ParaTAA sees")
-    one.add_argument("--rows", type=_whole, metavar="N", help=later)
-    one.add_argument("--target", type=_real, metavar="DB", help=later)
+    one.add_argument("--rows", type=_whole, metavar="N", help="evaluations that collocation may spend")
+    one.add_argument("--target", type=_real, metavar="DB", help="fidelity that collocation works towards")
     one.add_argument("--max-rounds", type=_whole, metavar="N")
     one.add_argument("--dtype", choices=("float32", "float64"), default="float32")
     one.add_argument("--batch", type=_whole, default=1)

@@ -124,13 +124,15 @@ def run(arguments: argparse.Namespace) -> None:
         solver=arguments.solver,
         preset=arguments.preset,
         tol=arguments.tol,
-        window=arguments.window,
+        window=8 if arguments.window is None else arguments.window,
         history=arguments.history,
         order=arguments.order,
         max_rounds=arguments.max_rounds,
         rows=arguments.rows,
         target_db=arguments.target,
     )
+    if arguments.window is None and options.solver == "collocation" and options.target is not None:
+        options = replace(options, window=1)  # where the estimate is surest
     task = make_task(
         arguments.prompt,
         arguments.sampler,
