@@ -30,7 +30,7 @@ class Report:
         repairs: rows refilled because they were not finite or exploded.
         doubt: why the picture may be another one than the sequential sampler's, None where nothing speaks for it.
         target_db, estimated_db: the fidelity asked for and the one estimated without a reference, where the solver
-            works to a target.
+            works to a target; for the range that ``Options.peak`` names, the picture's own without it.
         plan: what the automatic plan chose and why, None where nothing was left to choose.
         probe_nfe: rows evaluated before the run to see whether the model may be batched; not part of ``nfe``.
         warm: how a warm start was used, None for a cold one.

@@ -145,7 +145,8 @@ def _options(solver: str, task: Task, case: Case | None = None) -> Options:
     if case is None:
         return Options(solver, flow=task.flow, data_rms=task.data_rms)
     more: dict[str, Any] = {} if case.rows is None else {"rows": case.rows}
-    return Options(solver, case.preset, window=case.window, flow=task.flow, data_rms=task.data_rms, **more)
+    more |= {"flow": task.flow, "data_rms": task.data_rms, "peak": task.peak}
+    return Options(solver, case.preset, window=case.window, **more)
 
 
 def measure(task: Task, options: Options, reference: Tensor) -> dict[str, Any]:

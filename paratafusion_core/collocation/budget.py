@@ -20,6 +20,8 @@ _HIGH_DB = 45.0
 _FAR_OFF, _FEW = 0.0105, 20
 #: The movement itself for that, towards a target.
 _MOVED_FAR = 0.03
+#: Most rows of a round behind the plan, until so many times the sampler's evaluations are spent; then it is one.
+_BEHIND, _MOST = 4, 2
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class Budget:
             and what follows it; a target in dB may add to both. width: most rows of a round.
         inside: rows of the first gap that are evaluated with its end, or the row after it: pictures are decided there,
             and nothing is known of it yet.
-        open: window 1 towards a target: what is evaluated again costs the front no row.
+        open: towards a target: what window 1 evaluates again costs the front no row, and rounds follow behind the plan.
     """
 
     front: list[int]
@@ -60,7 +62,7 @@ def budget(ground: Ground, options: Options) -> Budget:
     if width == 2:  # the automatic plan opens with it, and may go on with window 1
         single = budget(ground, replace(options, window=1)).front
         inside = single[1:2] if single[1] < front[1] else inside or front[2:3]
-    return Budget(front, max(rounds, len(front)), rows, width, inside[: max(rows - 2, 0)])
+    return Budget(front, max(rounds, len(front)), rows, width, inside[: max(rows - 2, 0)], target is not None)
 
 
 def _rows(total: int, target: float | None, width: int) -> int:
@@ -76,9 +78,10 @@ def next_rows(ground: Ground, plan: Budget, nodes: Nodes, seen: Impact, rounds: 
         return [_step(ground, plan, nodes, seen, rounds, nfe)]
     ahead = [row for row in plan.front if row > nodes.rows[-1]][:1]
     rows = set(ahead)
-    left = plan.rounds - rounds
-    # behind the plan a round takes what it can: its target is not reached yet
-    share = min(plan.width, max(1, round((plan.rows - nfe) / left))) if left > 0 else plan.width
+    if plan.open and not ahead and rounds >= plan.rounds:  # the target is not reached yet
+        share = min(plan.width, _BEHIND) if nfe < _MOST * ground.total else 1
+    else:
+        share = min(plan.width, max(1, round((plan.rows - nfe) / max(plan.rounds - rounds, 1))))
     if ahead and rounds == 1:
         rows |= set(plan.inside)
     for effect, row in candidates(ground, nodes, seen) if len(rows) < share else ():

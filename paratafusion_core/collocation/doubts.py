@@ -39,7 +39,7 @@ _DB, _SLOPE, _ABRUPT, _SURPRISE = -0.15, 1.8, 0.9, 0.9
 HIGH, LOW, _LOUD = 7.0, 1.5, 0.5
 #: Changes of D smaller than this share of the data's rms are none.
 _NONE = 1e-3
-#: Estimates below this are a reason of their own in the report.
+#: Estimates for the picture's own range below this are a reason of their own in the report.
 _POOR = 30.0
 
 
@@ -80,17 +80,22 @@ def risk(estimated_db: float, slope: float, abrupt: float, surprise: float) -> f
     return _DB * estimated_db + sum(logs)
 
 
-def doubt(signs: Signs, rows: list[int], seen: Impact, scales: Scales, report: Report) -> str | None:
-    """The report's sentence on the nodes ``rows``, None where there is nothing to say."""
+def doubt(
+    signs: Signs, rows: list[int], seen: Impact, scales: Scales, report: Report, own_db: float | None
+) -> str | None:
+    """The report's sentence on the nodes ``rows``, None where there is nothing to say.
+
+    ``own_db`` is the estimate for the picture's own range, which the risk was weighed with.
+    """
     target, found = report.target_db, report.estimated_db
-    if found is None:  # stopped on the way
+    if found is None or own_db is None:  # stopped on the way
         return certificate.doubt(signs.steepest)
     said = []
     if target is not None and found < target:
         said.append(f"an estimated {found:.0f} dB of the {target:g} dB asked for")
     abrupt = abruptness(seen.turns / scales.data_rms, scales.noise[rows[:-1]])
-    if risk(found, signs.steepest[0], abrupt, signs.surprise) >= RISKY:
-        why = "its rows are too few" if found < _POOR else "the model chose it abruptly, where small errors decide"
+    if risk(own_db, signs.steepest[0], abrupt, signs.surprise) >= RISKY:
+        why = "its rows are too few" if own_db < _POOR else "the model chose it abruptly, where small errors decide"
         said.append(
             f"this may be another picture than the sampler's own, as {why} (an estimated {found:.0f} dB): more rows, a "
             "higher target in dB, or the quasi-newton solver makes it surer"

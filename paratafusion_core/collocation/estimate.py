@@ -25,8 +25,8 @@ def margin(width: int) -> float:
     return _MARGIN if width == 1 else _WIDE_MARGIN
 
 
-def estimate_db(ground: Ground, nodes: Nodes, seen: Impact, noise: Tensor, peak: float) -> float:
-    """PSNR that the picture is expected to have against the sequential one, for the range ``peak``.
+def expected_error(ground: Ground, nodes: Nodes, seen: Impact, noise: Tensor) -> float:
+    """rms by which the picture is expected to differ from the sequential one, of the worst image.
 
     The error is taken to be the nodes' movements since their evaluation and what interpolation leaves inside the gaps,
     added up as independent; the latter as large as where a node is left out and interpolated from the others. The four
@@ -53,7 +53,11 @@ def estimate_db(ground: Ground, nodes: Nodes, seen: Impact, noise: Tensor, peak:
     quiet, alpha = 1 / (1 + noise[nodes.rows] ** 2), ground.alpha[nodes.rows].clamp(min=1e-6)
     moved = _MOVED * seen.moved / alpha * quiet**_MOVED_FADES
     between = _LEFT_OUT * _between(ground, nodes) / alpha[1:] * quiet[1:] ** _LEFT_OUT_FADES
-    error = math.sqrt(float(moved.square().sum() + between.square().sum()))
+    return math.sqrt(float(moved.square().sum() + between.square().sum()))
+
+
+def decibels(error: float, peak: float) -> float:
+    """PSNR of an rms ``error`` for the range ``peak``."""
     return 20 * math.log10(max(peak, 1e-30) / max(error, 1e-30))
 
 

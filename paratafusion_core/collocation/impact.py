@@ -24,7 +24,7 @@ class Impact:
         moved: ``[n]`` rms of each node's movement since its evaluation.
         again: ``[n]`` expected effect of evaluating each node once more.
         gaps: ``[n-1]`` expected effect of a new row in the middle of each gap.
-        bend: ``[n-1]`` expected error of D inside each gap, and drift: what it does to the state at the gap's end.
+        bend: ``[n-1]`` expected error of D inside each gap.
         twice: whether each node was evaluated more than once.
         steepest: the largest alpha dx.dD/|dx|^2 of rows evaluated twice, and its row: what the certificate reads.
         turns: ``[n-1]`` change of D over each gap. surprise: ``[m]`` of the rows evaluated just now, how far D was from
@@ -35,7 +35,6 @@ class Impact:
     again: Tensor
     gaps: Tensor
     bend: Tensor
-    drift: Tensor
     twice: Tensor
     steepest: tuple[float, int]
     turns: Tensor
@@ -70,13 +69,11 @@ def impact(ground: Ground, nodes: Nodes, lasting: Tensor, missed: Tensor) -> Imp
         top = int(steep.argmax())
         steepest = float(steep[top]), rows[top]
     bend = turned * torch.diff(at) / 8
-    drift = bend * ground.inside(rows)
     return Impact(
         moved,
         _UNKNOWN * moved * lasting[rows],
-        drift * lasting[rows[1:]],
+        bend * ground.inside(rows) * lasting[rows[1:]],
         bend,
-        drift,
         twice,
         steepest,
         turns,

@@ -23,7 +23,7 @@ from ..trajectory import Part
 from .again import Begun, look_again, obstacle, part_of
 from .budget import Budget, budget, next_rows
 from .doubts import Signs, doubt, watch
-from .estimate import estimate_db, margin
+from .estimate import decibels, expected_error, margin
 from .grid import coordinate
 from .impact import Impact, impact
 from .nodes import SLOPE, Ground, Nodes, missed, states, with_evaluated
@@ -98,7 +98,7 @@ def collocate(job: Job, scales: Scales, report: Report, tell: Tell) -> Found:
     plan = budget(ground, options)
     report.window_reason = _in_words(plan, options)
     lasting = (1 + scales.noise**2) ** -0.25
-    rows, finished = plan.front[:1], False
+    rows, finished, own = plan.front[:1], False, None
     while True:
         started = time.perf_counter()
         if begun is not None and begun.nodes is not None and report.rounds == 0:
@@ -115,8 +115,9 @@ def collocate(job: Job, scales: Scales, report: Report, tell: Tell) -> Found:
         picture = states(ground, nodes, [ground.total])[0]
         passed = nodes.rows[-1] >= plan.front[-1]
         if passed:
-            peak = float(picture.max() - picture.min()) if options.peak is None else options.peak
-            report.estimated_db = estimate_db(ground, nodes, seen, scales.noise, peak)
+            error, span = expected_error(ground, nodes, seen, scales.noise), float(picture.max() - picture.min())
+            own = decibels(error, span)
+            report.estimated_db = own if options.peak is None else decibels(error, options.peak)
         _account(report, nodes, seen, scales, len(rows), elapsed)
         spent = report.rounds + cost[0], report.nfe + cost[1]
         finished = passed and _enough(report, spent, plan, options)
@@ -128,7 +129,7 @@ def collocate(job: Job, scales: Scales, report: Report, tell: Tell) -> Found:
         report.seconds_per_round.append(time.perf_counter() - started)
         if finished or report.rounds >= (options.max_rounds or math.inf):
             break
-    report.doubt = doubt(signs, nodes.rows, seen, scales, report)
+    report.doubt = doubt(signs, nodes.rows, seen, scales, report, own)
     picture = picture.reshape(system.S.shape[1:])
     if not job.keep_trajectory:
         return Found(picture, None, finished, None)

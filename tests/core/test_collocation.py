@@ -15,6 +15,7 @@ from paratafusion_core.bench.problems import make_task as case
 from paratafusion_core.cli.sample import Task, make_task
 from paratafusion_core.collocation import refusal
 from paratafusion_core.collocation.doubts import Signs, abruptness, doubt, watch
+from paratafusion_core.collocation.estimate import margin
 from paratafusion_core.collocation.grid import (
     coordinate,
     interpolation,
@@ -152,18 +153,20 @@ def test_a_missed_target_does_not_hide_the_certificates_doubt() -> None:
     report = Report("ddim", 30, "collocation", "standard", 3e-3, 30, target_db=42.0, estimated_db=30.0)
     scales = scales_of(torch.tensor([20.0, 1.2, 0.5], dtype=torch.float64))
     seen = impact_of([0.4, 0.4], [0.0])
-    both = doubt(Signs((9.0, 2.0), 1e3), [0, 1, 2], seen, scales, report)
+    both = doubt(Signs((9.0, 2.0), 1e3), [0, 1, 2], seen, scales, report, 30.0)
     assert both is not None and "30 dB of the 42 dB" in both and "another picture" in both
     report.estimated_db = 50.0
-    alone = doubt(Signs((9.0, 2.0), 1e3), [0, 1, 2], seen, scales, report)
+    alone = doubt(Signs((9.0, 2.0), 1e3), [0, 1, 2], seen, scales, report, 50.0)
     assert alone is not None and "of the 42 dB" not in alone and "more rows" in alone and "quasi-newton" in alone
-    assert doubt(Signs((0.0, 2.0), 0.1), [0, 1, 2], seen, scales, report) is None
+    assert doubt(Signs((0.0, 2.0), 0.1), [0, 1, 2], seen, scales, report, 50.0) is None
+    # the range that decibels are told for changes nothing of the risk
+    assert doubt(Signs((9.0, 2.0), 1e3), [0, 1, 2], seen, scales, report, 30.0) is not None
 
 
 def impact_of(turns: list[float], surprise: list[float], slope: float = 0.0) -> Impact:
     none = torch.zeros(len(turns), dtype=torch.float64)
     found = [torch.tensor(v, dtype=torch.float64) for v in (turns, surprise)]
-    return Impact(none, none, none, none, none, none > 0, (slope, 0), *found)
+    return Impact(none, none, none, none, none > 0, (slope, 0), *found)
 
 
 def test_the_signs_are_the_largest_of_all_rounds() -> None:
@@ -211,10 +214,13 @@ def test_another_picture_says_so(kind: tuple[str, str, int, float], seed: int, w
     task = case(Setting("ideal", *kind), seed)
     more = {"flow": task.flow, "data_rms": task.data_rms}
     exact = solve(task.system, task.denoise, Options(solver="sequential", **more)).x
-    done = solve(task.system, task.denoise, Options(solver="collocation", window=window, rows=rows, **more))
+    options = Options(solver="collocation", window=window, rows=rows, **more)
+    done = solve(task.system, task.denoise, options)
     assert fidelity(done.x, exact, 2.0).psnr_db < 20  # or the case shows nothing
     assert done.report.estimated_db is not None and done.report.estimated_db > 30
     assert done.report.doubt is not None and "another picture" in done.report.doubt
+    wide = solve(task.system, task.denoise, replace(options, peak=20.0)).report.doubt
+    assert wide is not None and "another picture" in wide  # whatever the range that decibels are for
     all_rows = solve(task.system, task.denoise, Options(solver="collocation", window=1, rows=kind[2], **more))
     assert all_rows.report.doubt is None
 
@@ -295,7 +301,7 @@ def test_the_demo_networks_pictures(
 
 
 def test_the_estimate_is_near_the_truth() -> None:
-    """Within 3 dB in most runs; on other seeds 80 % were (``estimate_db``)."""
+    """Within 3 dB in most runs; on other seeds 87 % were (``expected_error``)."""
     off = []
     for seed in range(30, 42):
         task = demo(seed, "euler", "flow") if seed % 2 else demo(seed)
@@ -304,7 +310,7 @@ def test_the_estimate_is_near_the_truth() -> None:
         done = solve(task.system, task.denoise, Options(solver="collocation", window=1, target_db=42.0, **more))
         assert done.report.estimated_db is not None
         off.append(abs(done.report.estimated_db - fidelity(done.x, exact, 2.0).psnr_db))
-    assert sum(v <= 3 for v in off) >= 8
+    assert sum(v <= 3 for v in off) >= 9
 
 
 def test_the_estimate_is_for_the_range_that_is_named() -> None:
@@ -326,12 +332,12 @@ def test_a_target_is_worked_towards() -> None:
         nfe, db = [], []
         for seed in range(4):
             task = demo(seed)
-            more = {"flow": task.flow, "data_rms": task.data_rms}
+            more = {"flow": task.flow, "data_rms": task.data_rms, "peak": 2.0}
             exact = solve(task.system, task.denoise, Options(solver="sequential", **more)).x
             done = solve(task.system, task.denoise, Options(solver="collocation", window=1, target_db=target, **more))
             report = done.report
             assert report.target_db == target and report.estimated_db is not None
-            assert report.estimated_db >= target or report.doubt
+            assert report.estimated_db >= target + margin(1) or report.nfe == 50
             nfe.append(report.nfe)
             db.append(fidelity(done.x, exact, 2.0).psnr_db)
         assert min(db) > 36

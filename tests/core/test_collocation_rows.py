@@ -26,7 +26,7 @@ from paratafusion_core.collocation.grid import (
     subdivide,
 )
 from paratafusion_core.denoisers import Denoise
-from paratafusion_core.plan import target_rows
+from paratafusion_core.plan import collocation_rounds, target_rows
 
 
 def levels(count: int = 30) -> Tensor:
@@ -120,6 +120,27 @@ def test_evaluating_again_never_costs_more_than_the_sampler() -> None:
     options = Options("collocation", window=1, target_db=60.0, data_rms=task.data_rms)
     report = solve(task.system, lambda x, sigma: torch.tanh(3 * x * wild), options).report
     assert report.nfe == report.rounds <= 20
+
+
+@pytest.mark.parametrize("window", [4, 8, "full"])
+def test_behind_its_plan_a_run_spends_four_rows_a_round_up_to_twice_the_samplers_own(window: int | str) -> None:
+    task = make_task("large red ring", "ddim", "normal", 50, 4.0, 2)
+    options = Options("collocation", window=window, target_db=90.0, data_rms=task.data_rms)
+    rows = solve(task.system, task.denoise, options).report.rows_per_round
+    begun = collocation_rounds(34, 4, 50)
+    assert sum(rows) > 100  # or the run shows nothing
+    for i in range(begun, len(rows)):
+        assert rows[i] <= (4 if sum(rows[:i]) < 100 else 1)
+
+
+def test_a_sketch_that_goes_on_at_a_wider_window_keeps_to_its_rows() -> None:
+    task = make_task("large red ring", "ddim", "normal", 50, 4.0, 1)
+    options = Options("collocation", window=1, rows=16, max_rounds=10, data_rms=task.data_rms)
+    sketch = solve(task.system, task.denoise, options)
+    wide = Options("collocation", window="full", rows=16, data_rms=task.data_rms)
+    done = solve(task.system, task.denoise, wide, warm=sketch.trajectory)
+    checked = 2
+    assert sketch.report.nfe + done.report.nfe - checked <= 16 + 2
 
 
 def test_towards_a_target_a_node_that_moved_far_is_evaluated_again_at_once() -> None:
