@@ -166,6 +166,9 @@ def _tell(solution: Solution, out: Path) -> None:
     report = solution.report
     line = f"{report.sampler}: {report.rounds} rounds, {report.nfe} rows evaluated ({report.sequential_nfe} one by one)"
     print(f"{line}, {report.seconds:.2f} s, {report.status}")
+    if report.estimated_db is not None:
+        asked = "" if report.target_db is None else f", of {report.target_db:g} dB asked for"
+        print(f"estimated fidelity: {report.estimated_db:.1f} dB{asked}")
     if report.max_abs is not None:
         psnr = "equal" if report.psnr_db == float("inf") else f"PSNR {report.psnr_db:.1f} dB"
         kernels = f"kernels alone {report.kernel_floor:.2e}"
