@@ -37,9 +37,10 @@ def expected_error(ground: Ground, nodes: Nodes, seen: Impact, noise: Tensor) ->
     3023, 3100 to 3123, 720 runs) the estimate is within 3 dB of the truth in 87 %, within 6 dB in 99 %, and more than 6
     dB too high in 0.6 %; with 20 steps (three problems, 216 runs) 77 % and 0 %: there it is too low. Of another network
     (less wide, trained for less than half as long from another seed; 13 problems, 624 runs), which nothing was fitted
-    on, but which was looked at while the form was chosen and the numbers were rounded, 81 % and 1.0 %. Before, with bends of D for nodes left out and fewer early rows, it was 55 % and 18 % on that
-    network. At window 2 73 % and 2.5 %, at window 4 75 % and 5.8 % (ten problems, seeds 3000 to 3023): early rows
-    are evaluated there at states that go on moving.
+    on, but which was looked at while the form was chosen and the numbers were rounded, 81 % and 1.0 %. Before, with
+    bends of D for nodes left out and fewer early rows, it was 55 % and 18 % on that network. At window 2 73 % and 2.5
+    %, at window 4 75 % and 5.8 % (ten problems, seeds 3000 to 3023): early rows are evaluated there at states that go
+    on moving.
 
     What came no nearer: bends beside nodes left out, the ratio of both, the width of a gap beside those around it, a
     weight of its own for the last gap or for rows evaluated twice, surprises; gradient boosting over all of these in
