@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from .denoisers import Denoise
@@ -87,7 +86,7 @@ class Job:
         steps = self.system.steps or K
         report = Report(self.system.sampler, steps, options.solver, preset, options.tolerance, K)
         if warm is not None:
-            same = torch.equal(warm.sigmas, self.system.sigmas) and warm.flow == options.flow
+            same = warm.has_levels(self.system.sigmas, options.flow)
             report.warm = "same noise levels" if same else "interpolated in lambda onto other noise levels"
         return report
 

@@ -171,13 +171,18 @@ class Trajectory:
         changes = None if self.part is None else self.part.changes
         return self.D.nbytes + (0 if changes is None else changes.nbytes)
 
+    def has_levels(self, sigmas: Tensor, flow: bool) -> bool:
+        """Whether these are its own noise levels, to rounding: a host may compute them on the CPU, then on the GPU."""
+        same = flow == self.flow and sigmas.shape == self.sigmas.shape
+        return same and torch.allclose(sigmas.double(), self.sigmas, rtol=1e-5, atol=0.0)
+
     def onto(self, sigmas: Tensor, flow: bool) -> Trajectory:
         """This trajectory at other noise levels: D linear in lambda = log(alpha / sigma), held beyond the ends.
 
         ``flow`` tells what the new sigmas are; VE-scaled and flow levels meet in lambda. Of levels that repeat (two
         evaluations of a step) the last one counts. The same levels give back the same trajectory.
         """
-        if flow == self.flow and torch.equal(sigmas, self.sigmas):
+        if self.has_levels(sigmas, flow):
             return self
         have, order = torch.unique(_log_snr(self.sigmas, self.flow), return_inverse=True)
         last = torch.zeros(len(have), dtype=torch.long).scatter_reduce(

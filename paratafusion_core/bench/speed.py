@@ -69,7 +69,7 @@ class Effort:
     budget: float
 
 
-FULL = Effort((1, 2, 4, 8, 16, 32, 64), repeats=5, warmup=2, budget=12.0)
+FULL = Effort((1, 2, 4, 8, 16, 32, 64), repeats=5, warmup=2, budget=5.0)
 BRIEF = Effort((1, 2, 4, 8, 16), repeats=3, warmup=1, budget=3.0)
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..devices import send
-from ..resume import fingerprint, rounding, telling
+from ..resume import fingerprint, rounding, same_system, telling
 from ..rows import Scales
 from ..system import System
 from ..trajectory import Part, half
@@ -55,7 +55,7 @@ class Begun:
 
 def obstacle(system: System, part: Part) -> str | None:
     """Why a capped run's rows cannot be taken over, or None."""
-    if part.system != fingerprint(system):
+    if not same_system(part.system, fingerprint(system)):
         return "it is of another run"
     return None if part.rows and part.changes is not None else f"it is of solver {part.solver}"
 

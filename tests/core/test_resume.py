@@ -14,7 +14,7 @@ from torch import Tensor
 
 from paratafusion_core import Options, System, load_trajectory, save_trajectory, schemes, solve
 from paratafusion_core.report import fidelity
-from paratafusion_core.resume import fingerprint
+from paratafusion_core.resume import fingerprint, same_system
 
 Make = Callable[..., Any]
 
@@ -235,13 +235,33 @@ def test_through_a_file(mixture: Make, tmp_path: Path) -> None:
 
 def test_systems_are_told_apart(mixture: Make) -> None:
     system = mixture("ddpm").system
-    assert fingerprint(system) == fingerprint(mixture("ddpm").system)
     others = [mixture("ddpm", seed=1).system, mixture("ddim").system]
     others.append(System(system.S, system.C, system.sigmas * 1.001))
     noise = system.S.clone()
     noise[3:] += 1e-3  # another draw of the noise of step 3
     others.append(System(noise, system.C, system.sigmas))
-    assert len({fingerprint(s) for s in [system, *others]}) == 5
+    marks = [fingerprint(s) for s in [system, *others]]
+    assert all(same_system(a, b) == (i == j) for i, a in enumerate(marks) for j, b in enumerate(marks))
+    assert same_system(marks[0], fingerprint(mixture("ddpm").system))
+    for foreign in ("", "00" * 16, "zz" * 80, "7fc00000" * 20):
+        assert not same_system(foreign, marks[0]) and not same_system(marks[0], foreign)
+
+
+@pytest.mark.parametrize("solver", ["quasi-newton", "collocation"])
+def test_a_schedule_rounded_otherwise_is_the_same(mixture: Make, solver: str) -> None:
+    """As where the first run computes it on the CPU and the second on the GPU."""
+    given = mixture("ddim", dtype=torch.float32)
+    rounded = given.system.sigmas * (1 + 2e-7 * torch.randn(len(given.system.sigmas)))
+    levels = torch.cat([rounded, torch.zeros(1)])
+    other = schemes.ddim(given.system.S[0] * (1 + 1e-7), levels)
+    assert not torch.equal(other.C, given.system.C)
+    options = Options(solver, rows=14) if solver == "collocation" else Options()
+    sketch = solve(given.system, given.denoise, replace(options, max_rounds=4)).trajectory
+    done = solve(other, given.denoise, options, warm=sketch).report
+    assert done.warm.startswith("continued behind")
+    whole = solve(given.system, given.denoise, options)
+    again = solve(other, given.denoise, options, warm=whole.trajectory).report
+    assert again.warm == "same noise levels"
 
 
 def test_a_run_of_one_row(mixture: Make) -> None:

@@ -1,9 +1,14 @@
-"""Makes the real ComfyUI importable, CPU only, and the pack loaded as the host loads it: a package from a folder."""
+"""Makes the real ComfyUI importable and the pack loaded as the host loads it: a package from a folder.
+
+The host runs on the CPU, unless ``PARATAFUSION_HOST_ARGS`` gives it other options of its own: with ``--fp32-unet`` the
+tests that need no server run on a GPU.
+"""
 
 from __future__ import annotations
 
 import importlib.util
 import os
+import shlex
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -21,9 +26,14 @@ def _start_host() -> None:
     # the repository's own `nodes` folder must not hide the host's nodes.py
     sys.path[:] = [p for p in sys.path if Path(p or ".").resolve() != REPOSITORY]
     sys.path[:0] = [str(Path(host).resolve()), str(Path(__file__).parent)]
-    from comfy.cli_args import args
+    from comfy.cli_args import args, parser
 
-    args.cpu = True
+    parser.parse_args(shlex.split(os.environ.get("PARATAFUSION_HOST_ARGS", "--cpu")), namespace=args)
+    if args.fp32_unet:
+        import torch
+
+        # on by default on NVIDIA's cards, where a batch then differs from its rows by 1e-3
+        torch.backends.cudnn.allow_tf32 = False
 
 
 def _load_pack() -> ModuleType:

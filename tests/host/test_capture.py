@@ -41,7 +41,7 @@ def stepping(inner: Any, seen: list[Captured]) -> Any:
             x = c.S[k].double() + sum((C[k, i] * D for i, D in enumerate(outputs) if C[k, i]), torch.zeros(()))
             if k == c.evaluations:
                 return x.float()
-            sigma = c.sigmas[k].float().expand(x.shape[0])
+            sigma = c.sigmas[k].to(x.device, torch.float32).expand(x.shape[0])
             D = model(x.float(), sigma, **{**extra_args, "model_options": options}).double()
             if c.U is not None:
                 D = fold.own[k] * D + sum(fold.others[k, j] * uncond[j] for j in fold.needed(k))

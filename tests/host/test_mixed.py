@@ -29,7 +29,7 @@ def mixed(model: Any, steps: int = 8, levels: tuple[int, ...] = (0, 3, 5, 7), **
         assert known_reason(wrapped, extra_args["model_options"], x.shape[0]) is None
         batched = BatchedModel(wrapped, extra_args, x.shape[0])
         generator = torch.Generator().manual_seed(5)
-        rows = [x * (sigmas[i] / sigmas[0]) + 0.3 * torch.randn(x.shape, generator=generator) for i in levels]
+        rows = [x * (sigmas[i] / sigmas[0]) + 0.3 * torch.randn(x.shape, generator=generator).to(x) for i in levels]
         chosen = sigmas[list(levels)]
         alone = [wrapped(r, s.expand(len(x)), **extra_args) for r, s in zip(rows, chosen, strict=True)]
         together = batched(torch.stack(rows), chosen)
