@@ -85,8 +85,8 @@ def _windowed(options: Options) -> Options:
 
 def _by_window(job: Job, question: Question, shared: Shared, why: str | None) -> Solution:
     """The run by the quasi-Newton solver or, at window 1, one row after the other."""
-    timed = Timed(shared, shared.machine.clock)
-    pilot = Pilot(question, shared.machine, timed if job.system.S.device.type == "cpu" else None)
+    timed = Timed(shared, shared.machine.clock, accelerator=job.system.S.device.type != "cpu")
+    pilot = Pilot(question, shared.machine, timed)
     done = iterate(replace(job, denoise=timed, options=_windowed(job.options)), pilot, shared.machine.clock)
     if max(done.report.window_per_round) == 1 < question.total:
         done.report.solver = "sequential"

@@ -135,6 +135,7 @@ def fit(measured: Mapping[int, float]) -> Latency | None:
     """
     if len(measured) < 2:
         return None
+    measured = plausible(measured)
     sizes = np.array(sorted(measured), dtype=float)
     seconds = np.maximum(np.array([measured[int(b)] for b in sizes]), 1e-12)
     A = np.stack([1 / seconds, sizes / seconds], 1)
@@ -146,12 +147,17 @@ def fit(measured: Mapping[int, float]) -> Latency | None:
     return Latency(float(w), float(c), int(sizes[-1]))
 
 
-def latencies_of(rows: Sequence[int], seconds: Sequence[float]) -> dict[int, float]:
-    """{rows: seconds} of a run's rounds, each size's :func:`typical` one."""
-    found: dict[int, list[float]] = {}
-    for size, spent in zip(rows, seconds, strict=True):
-        found.setdefault(size, []).append(spent)
-    return {size: typical(spent) for size, spent in found.items()}
+def plausible(measured: Mapping[int, float]) -> dict[int, float]:
+    """{rows: seconds} in which no batch takes less than a smaller one, nor more than smaller ones in its place.
+
+    What breaks this was a late call, as the first one at a size often is.
+    """
+    found, least = dict(sorted(measured.items())), math.inf
+    for rows in reversed(found):
+        found[rows] = least = min(found[rows], least)
+    for rows, seconds in found.items():
+        found[rows] = min([seconds, *(-(-rows // size) * found[size] for size in found if size < rows)])
+    return found
 
 
 def typical(seconds: Sequence[float]) -> float:

@@ -13,13 +13,15 @@ from .plan import Latency, Machine, Plan, Question, choose, choose_window, fit, 
 from .timing import Timing
 
 _SETTLE = 2  # rounds at a size before its rate is believed
-#: What rounds of two rows before the choice may cost, as a share of the run, if none of their second rows is final; and
-#: the factor to which one of them tells the time.
-_MOST_DOUBTS, _JITTER = 0.04, 1.15
+#: What rounds of two rows before the choice may cost, as a share of the run, if none of their second rows is final; the
+#: factor to which one of them tells the time, and what the first of them may take too long.
+_MOST_DOUBTS, _JITTER, _FIRST = 0.05, 1.15, 2.0
 #: Two rounds in a row that are off by this factor are a change of the machine.
 _SURPRISE = 1.4
 #: So many in one run.
 _CHANGES = 1
+#: More than jitter makes of one row against two.
+_LATE = 1.25
 #: Where two rows cost twice one, measuring them once costs a row: 5 % of so many.
 _FEW = 20
 
@@ -85,15 +87,26 @@ class Asked:
 
 
 class Timed:
-    """A ``denoise`` that adds up the seconds spent in it."""
+    """A ``denoise`` that adds up the seconds spent in it.
 
-    def __init__(self, denoise: Denoise, clock: Callable[[], float]) -> None:
-        self._denoise, self._clock = denoise, clock
-        self.spent = 0.0
+    Attributes:
+        spent: them. tells: whether they are the model's. An accelerator works behind the program's back: there each
+            call is waited for until :meth:`let_go`, after which they tell nothing.
+    """
+
+    def __init__(self, denoise: Denoise, clock: Callable[[], float], accelerator: bool = False) -> None:
+        self._denoise, self._clock, self._accelerator = denoise, clock, accelerator
+        self.spent, self.tells = 0.0, True
+
+    def let_go(self) -> None:
+        """From now on an accelerator's calls are not waited for."""
+        self.tells = not self._accelerator
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
         begin = self._clock()
         D = self._denoise(x, sigma)
+        if self._accelerator and self.tells:
+            float(D.flatten()[0])
         self.spent += self._clock() - begin
         return D
 
@@ -101,22 +114,27 @@ class Timed:
 class Pilot:
     """Chooses the window of every round of the quasi-Newton solver, measuring as it goes.
 
-    The first round evaluates one row, the next two: both are exact work. Two rows are measured again while a change of
-    15 % in their time would change the choice between the plain sampler and a parallel plan, at a cost
-    of at most 4 % of the run. Each round is a measurement too, so that a wrong choice is left again.
+    The first two rounds evaluate one row, the next two: all is exact work but the last row. Two rows are measured again
+    while another 15 % of their time, or half of it where they were measured once, would change the choice between the
+    plain sampler and a parallel plan, at a cost of at most 5 % of the run. Each round is a measurement too, so that a
+    wrong choice is left again.
+
+    The first call of all, and the first at a size, may be late: kernels are loaded and chosen, memory is taken. So one
+    row is measured twice, two rows again where they took clearly more than two calls of one, and a larger batch that
+    took clearly more than the others let expect is not believed before its second call.
 
     Args:
-        question: what is run. machine: what is known. timed: its ``spent`` are the model's seconds; None where the
-            device works behind the program's back, and all of a round is the model's.
+        question: what is run. machine: what is known. timed: its ``spent`` are the model's seconds, as far as it tells.
     """
 
-    def __init__(self, question: Question, machine: Machine, timed: Timed | None) -> None:
+    def __init__(self, question: Question, machine: Machine, timed: Timed) -> None:
         self._timed = timed
         self._begin(question, machine)
 
     def _begin(self, question: Question, machine: Machine) -> None:
         self._question, self._machine = question, machine
-        self._seconds: dict[int, list[float]] = {b: [s] for b, s in machine.latencies.items()}
+        # as two calls: what is known is no first one
+        self._seconds: dict[int, list[float]] = {b: [s, s] for b, s in machine.latencies.items()}
         self._given = len(machine.latencies) > 1
         self._engine = [machine.engine] if machine.latencies else []
         self._spent, self._window, self._doubts, self._chosen = 0.0, 1, 0, False
@@ -131,7 +149,7 @@ class Pilot:
         final = 0
         for frozen, rows, seconds, engine in timing.rounds:
             self.next(final)
-            self._take(frozen, rows, seconds, engine)
+            self._take(frozen, rows, seconds, engine or None)
             final += frozen
         self.plan, self._elapsed = None, 0.0  # what it predicts is of this run
 
@@ -142,7 +160,7 @@ class Pilot:
 
     def next(self, frozen: int) -> tuple[int, str]:
         """The next round's window and why; ``frozen`` rows are final."""
-        self._spent = 0.0 if self._timed is None else self._timed.spent
+        self._spent = self._timed.spent
         left = self._question.total - frozen
         most = self._machine.most
         if self._question.tolerance == 0:
@@ -153,9 +171,9 @@ class Pilot:
             return 1, "auto: memory for one row"
         if left < 2:
             return 1, "auto: one row left"
-        if 1 not in self._seconds:
+        if 1 not in self._seconds or self._late_start():
             return 1, "auto: measuring"
-        if len(self._seconds) < 2 or self._doubtful(left):
+        if len(self._seconds) < 2 or self._late_pair() or self._doubtful(left):
             self._doubts += 1
             self._window = 2
             return 2, "auto: measuring"
@@ -163,21 +181,22 @@ class Pilot:
         if self.plan is None:
             self.plan = replace(plan, seconds=self._elapsed + plan.seconds, plain=self._elapsed + plan.plain)
         self._window, self._chosen = plan.window, True
+        self._timed.let_go()
         return plan.window, f"auto: {plan}"
 
     def record(self, frozen: int, rows: int, seconds: float) -> None:
         """A round froze so many rows, evaluated so many, and took so long."""
-        spent = 0.0 if self._timed is None else self._timed.spent - self._spent
-        self._take(frozen, rows, seconds, 0.0 if self._timed is None else max(seconds - spent, 0.0))
+        beside = max(seconds - self._timed.spent + self._spent, 0.0) if self._timed.tells else None
+        self._take(frozen, rows, seconds, beside)
 
-    def _take(self, frozen: int, rows: int, seconds: float, engine: float) -> None:
-        self._told.append((frozen, rows, seconds, engine))
+    def _take(self, frozen: int, rows: int, seconds: float, engine: float | None) -> None:
+        self._told.append((frozen, rows, seconds, engine or 0.0))
         self._surprises = self._surprises + 1 if self._surprised(rows, seconds) else 0
         self._seconds.setdefault(rows, []).append(seconds)
         if self._surprises == 2 and self._changes < _CHANGES:  # what was measured before is of another machine
             self._seconds, self._surprises, self._changes = {rows: self._seconds[rows][-2:]}, 0, self._changes + 1
         self._elapsed += seconds
-        if self._timed is not None:
+        if engine is not None:
             self._engine.append(engine)
 
     def _surprised(self, rows: int, seconds: float) -> bool:
@@ -191,10 +210,23 @@ class Pilot:
         """{rows: seconds of a round} so far."""
         return {rows: typical(seconds) for rows, seconds in self._seconds.items()}
 
+    def _late_start(self) -> bool:
+        """Whether one row was measured by the first call of all alone."""
+        return not self._given and len(self._seconds[1]) == 1
+
+    def _late_pair(self) -> bool:
+        """Whether the first call of two rows took clearly more than two calls of one."""
+        two = self._seconds.get(2, ())
+        return not self._chosen and len(two) == 1 and two[0] > _LATE * 2 * self.measured()[1]
+
     def _latency(self, factor: float = 1.0) -> Latency:
         found = self.measured()
         if 2 in found:
             found[2] *= factor
+        for rows in [rows for rows, seconds in self._seconds.items() if rows > 2 and len(seconds) == 1]:
+            rest = fit({size: seconds for size, seconds in found.items() if size != rows})
+            if rest is not None and found[rows] > _SURPRISE * rest(rows):
+                del found[rows]
         latency = fit(found)
         assert latency is not None
         return latency
@@ -206,10 +238,11 @@ class Pilot:
         found = self.measured()
         if 1 not in found or 2 not in found:
             return False
-        lost = self._doubts * max(found[2] / max(found[1], 1e-12) - 1, 0.1)
-        if lost >= _MOST_DOUBTS * self._question.total:
+        lost = (self._doubts + 1) * max(found[2] / max(found[1], 1e-12) - 1, 0.1)
+        if lost > _MOST_DOUBTS * self._question.total:
             return False
-        low, high = (self._choose(left, self._latency(f), None).window > 1 for f in (1 / _JITTER, _JITTER))
+        early = _FIRST if len(self._seconds[2]) == 1 else _JITTER
+        low, high = (self._choose(left, self._latency(f), None).window > 1 for f in (1 / early, _JITTER))
         return low != high
 
     def _choose(self, left: int, latency: Latency, now: int | None) -> Plan:

@@ -12,11 +12,13 @@ from typing import Any
 from torch import Tensor
 
 from ...paratafusion_core import Report
-from ...paratafusion_core.plan import Machine, latencies_of
+from ...paratafusion_core.plan import Machine, typical
 from .batched import cond_lists
 
-#: Kinds of runs that are remembered.
-_ENTRIES = 64
+#: Kinds of runs that are remembered, and calls of each number of rows.
+_ENTRIES, _CALLS = 64, 16
+#: As many calls at a size tell its time: the first one may be late, as kernels are loaded and memory is taken.
+_SURE = 2
 
 
 @dataclass
@@ -25,24 +27,46 @@ class Known:
 
     Attributes:
         model: whose latencies these are. residency: how its weights lay.
-        seconds: {rows: seconds of a round}. engine: of a round, beside the model.
+        calls: {rows: seconds of the last rounds of so many}.
+        steps: seconds of an evaluation in the host's own sampler, of the last runs that it made.
+        beside: of a round, what is not the model's. evaluations: {sampler: of a step}.
     """
 
     model: weakref.ref[Any]
     residency: Hashable
-    seconds: dict[int, float] = field(default_factory=dict)
-    engine: float = 0.0
+    calls: dict[int, list[float]] = field(default_factory=dict)
+    steps: list[float] = field(default_factory=list)
+    beside: float = 0.0
+    evaluations: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def seconds(self) -> dict[int, float]:
+        """{rows: seconds of a round}, where enough rounds have been seen."""
+        return {rows: typical(calls) for rows, calls in self.calls.items() if len(calls) >= _SURE}
+
+    @property
+    def engine(self) -> float:
+        """Seconds of a round that the host's own sampler does not spend."""
+        single = self.seconds.get(1)
+        return self.beside if single is None or not self.steps else max(single - typical(self.steps), 0.0)
 
     def machine(self, most: int | None = None) -> Machine:
         """For the engine; ``most`` rows fit into memory."""
-        return Machine(dict(self.seconds), self.engine, most)
+        return Machine(self.seconds, self.engine, most)
 
     def learn(self, report: Report) -> None:
         """Take up what a run has measured."""
-        self.seconds.update(latencies_of(report.rows_per_round, report.seconds_per_round))
+        self.evaluations[report.sampler] = report.sequential_nfe / max(report.steps, 1)
+        for rows, seconds in zip(report.rows_per_round, report.seconds_per_round, strict=True):
+            self.calls[rows] = [*self.calls.get(rows, ()), seconds][-_CALLS:]
         if report.rounds and report.seconds_per_round:
             extra = sum(report.seconds_per_round) - report.model_seconds
-            self.engine = max(extra / report.rounds, 0.0)
+            self.beside = max(extra / report.rounds, 0.0)
+
+    def learn_plain(self, sampler: str, steps: int, seconds: float) -> None:
+        """Take up what a run of the host's own sampler took, if it is known how often that evaluates the model."""
+        if sampler in self.evaluations and steps > 0:
+            self.steps = [*self.steps, seconds / (steps * self.evaluations[sampler])][-_CALLS:]
 
 
 class Latencies:

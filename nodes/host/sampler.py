@@ -37,7 +37,15 @@ class Unfit(Exception):
 
 
 class NothingWins(Exception):
-    """The plain sampler is the plan; the message says why."""
+    """The plain sampler is the plan; the message says why.
+
+    Attributes:
+        known: of runs of this kind.
+    """
+
+    def __init__(self, why: str, known: Known) -> None:
+        super().__init__(why)
+        self.known = known
 
 
 def parallel(inner: Any, settings: Settings, outcome: Outcome, warm: Trajectory | None = None) -> Any:
@@ -139,7 +147,7 @@ def _of_this(warm: Trajectory | None, problem: str | None) -> tuple[Trajectory |
     return dataclasses.replace(warm, part=None), "; the sketch was of another prompt, model, seed or setting"
 
 
-def _plain_if_known(known: Known, steps: int, settings: Settings) -> None:
+def _plain_if_known(known: Known, name: str, steps: int, settings: Settings) -> None:
     """Leave before the capture where what is known of the machine says that no parallel plan wins.
 
     Raises:
@@ -147,14 +155,17 @@ def _plain_if_known(known: Known, steps: int, settings: Settings) -> None:
     """
     options = settings.options(False, 1.0)
     if options.tolerance == 0:
-        raise NothingWins("plain sampler, as no parallel run that is exact is faster")
+        raise NothingWins("plain sampler, as no parallel run that is exact is faster", known)
     latency = fit(known.seconds)
     if latency is None:
         return
     target = (options.target or 0.0) if settings.asks_target else None
-    plan = choose(Question(steps, options.tolerance, target, options.rows), latency, engine=known.engine)
+    evaluations = round(steps * known.evaluations.get(name, 1.0))
+    question = Question(evaluations, options.tolerance, target, options.rows)
+    plan = choose(question, latency, engine=known.engine)
     if plan.solver == "sequential":
-        raise NothingWins(f"{plan}, as nothing is predicted to be faster: predicted {plan.plain:.3g} s")
+        why = f"{plan}, as nothing is predicted to be faster: predicted {plan.plain:.3g} s"
+        raise NothingWins(why, known)
 
 
 class _Furthest:
@@ -235,21 +246,25 @@ class _Run:
     ) -> Tensor:
         self._outcome.report = self._outcome.trajectory = None
         started, steps, name = time.perf_counter(), max(len(sigmas) - 1, 0), name_of(self.function)
-        reason = plan = None
+        reason = choice = None
         if not self._settings.sequential:
             try:
                 return self._solve(model, x, sigmas, extra_args, callback, live)
             except Unfit as unfit:
                 reason = str(unfit)
-            except NothingWins as choice:
-                plan = str(choice)
+            except NothingWins as wins:
+                choice = wins
         callback = live.sequential(reason, callback)
+        begun = time.perf_counter()
         result = self.function(
             model, x, sigmas, extra_args=extra_args, callback=callback, disable=disable, **self.extra
         )
+        if choice is not None:
+            float(result.flatten()[0])  # waits for the device
+            choice.known.learn_plain(name, steps, time.perf_counter() - begun)
         if reason is None:
             report = _sequential_report(self._outcome, name, steps, self._settings, started)
-            report.plan = plan and f"{plan}, took {report.seconds:.3g} s"
+            report.plan = None if choice is None else f"{choice}, took {report.seconds:.3g} s"
         else:
             _fallback(self._outcome, name, steps, self._settings, reason, started)
         return result
@@ -267,7 +282,7 @@ class _Run:
             raise Unfit(reason)
         known = KNOWN.of(model.inner_model, x)
         if self._settings.plans and self.warm is None and not self._outcome.want_trajectory:
-            _plain_if_known(known, len(sigmas) - 1, self._settings)
+            _plain_if_known(known, name_of(self.function), len(sigmas) - 1, self._settings)
         try:
             captured = capture(self.function, self.extra, model, x, sigmas, extra_args)
             system, batched, denoise = self._system(captured, model, x, sigmas, extra_args)

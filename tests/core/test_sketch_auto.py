@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import random
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -30,7 +31,7 @@ from paratafusion_core.noise import draw
 from paratafusion_core.plan import Machine, Question
 from paratafusion_core.report import fidelity
 from paratafusion_core.timing import Timing
-from paratafusion_core.window import Asked, Pilot
+from paratafusion_core.window import Asked, Pilot, Timed
 
 Make = Callable[..., Any]
 KNOWN = {1: 1.0, 2: 2.0, 4: 4.0}
@@ -197,7 +198,9 @@ def test_a_window_told_of_its_rounds_chooses_as_if_it_had_lived_through_them(
     """Whatever the rounds took, and wherever the run was cut."""
 
     def fresh(machine: Machine) -> Asked | Pilot:
-        return Pilot(Question(100, 3e-3), machine, None) if pilot else Asked("auto", 100)
+        timed = Timed(lambda x, sigma: x, time.perf_counter, accelerator=True)
+        timed.let_go()  # all seconds are the model's
+        return Pilot(Question(100, 3e-3), machine, timed) if pilot else Asked("auto", 100)
 
     whole, final = fresh(Machine(known)), 0
     second: Asked | Pilot | None = None

@@ -45,7 +45,7 @@ def known(cache, model, seconds):
     """Make ``cache`` believe ``seconds`` of every run seen so far."""
     assert len(cache) > 0
     for entry in cache._known.values():
-        entry.seconds, entry.engine = dict(seconds), 0.0
+        entry.calls, entry.beside = {rows: [spent] * 2 for rows, spent in seconds.items()}, 0.0
 
 
 def test_a_run_measures_and_the_next_one_knows(flow_model, fresh):
@@ -53,7 +53,39 @@ def test_a_run_measures_and_the_next_one_knows(flow_model, fresh):
     assert first.fallback is None and first.plan is not None
     assert {1, 2} <= set(first.rows_per_round)
     (entry,) = fresh._known.values()
-    assert {1, 2} <= set(entry.seconds) and all(s > 0 for s in entry.seconds.values())
+    assert {1, 2} <= set(entry.calls) and all(s > 0 for calls in entry.calls.values() for s in calls)
+
+
+def test_a_size_is_known_by_its_second_call(flow_model, fresh):
+    """Its first one may have been late: the next run measures it again."""
+    run(flow_model)
+    (entry,) = fresh._known.values()
+    entry.calls = {1: [0.01] * 19, 2: [5.0]}
+    assert entry.seconds == {1: 0.01}
+    _, report, _ = run(flow_model)
+    assert report.window_per_round[0] == 2 and 2 in entry.seconds
+
+
+def test_runs_of_the_hosts_own_sampler_tell_its_time(flow_model, fresh):
+    """What a round costs beside the model is the difference."""
+    run(flow_model)
+    known(fresh, flow_model, {1: 1.0, 2: 2.0, 4: 4.0})
+    (entry,) = fresh._known.values()
+    assert entry.engine == 0.0
+    run(flow_model)
+    assert len(entry.steps) == 1 and 0 < entry.steps[0] < 0.5
+    assert entry.engine == pytest.approx(1.0 - entry.steps[0])
+    run(flow_model, name="heun")  # how many evaluations that makes is not known yet
+    assert len(entry.steps) == 1
+
+
+def test_a_sampler_of_two_evaluations_a_step_is_timed_by_evaluation(flow_model, fresh):
+    run(flow_model, name="heun")
+    known(fresh, flow_model, {1: 1.0, 2: 2.0, 4: 4.0})
+    (entry,) = fresh._known.values()
+    assert entry.evaluations == {"heun": (2 * STEPS - 1) / STEPS}
+    _, report, _ = run(flow_model, name="heun")
+    assert "predicted 39 s" in report.plan
 
 
 def test_the_plain_sampler_runs_itself_where_nothing_wins(flow_model, fresh):
@@ -118,7 +150,12 @@ def test_cancelling_a_measured_run(flow_model, fresh):
 
 def report_of(seconds):
     report = Report("euler", 2, "quasi-newton", "balanced", 3e-3, 2)
-    report.rounds, report.nfe, report.rows_per_round, report.seconds_per_round = 2, 3, [1, 2], seconds
+    report.rounds, report.nfe, report.rows_per_round, report.seconds_per_round = (
+        4,
+        6,
+        [1, 1, 2, 2],
+        [s for s in seconds for _ in (1, 2)],
+    )
     return report
 
 
