@@ -41,8 +41,13 @@ class Known:
 
     @property
     def seconds(self) -> dict[int, float]:
-        """{rows: seconds of a round}, where enough rounds have been seen."""
-        return {rows: typical(calls) for rows, calls in self.calls.items() if len(calls) >= _SURE}
+        """{rows: seconds of a round} of sizes with enough rounds; none where all are neighbours, such as 3 and 4 rows.
+
+        These do not tell what one row takes.
+        """
+        found = {rows: typical(calls) for rows, calls in self.calls.items() if len(calls) >= _SURE}
+        apart = 1 in found or max(found, default=0) >= 2 * min(found, default=1)
+        return found if apart else {}
 
     @property
     def engine(self) -> float:

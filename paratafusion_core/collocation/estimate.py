@@ -12,20 +12,15 @@ from .grid import left_out
 from .impact import Impact
 from .nodes import Ground, Nodes
 
-#: What a node's movement since its evaluation counts in the picture, what an error that nodes left out would make over
-#: a gap, and the powers of 1 + noise^2 by which both count less where they happen early.
-_MOVED, _LEFT_OUT = 0.5, 0.37
+#: What a node's movement since its evaluation counts in the picture, and the error that nodes left out would make over
+#: a gap, at window 1 and at wider ones; and the powers of 1 + noise^2 by which both count less where they happen early.
+_COUNTS, _WIDE_COUNTS = (0.41, 0.265), (0.57, 0.2)
 _MOVED_FADES, _LEFT_OUT_FADES = 0.6, 0.75
-#: A run goes on until the estimate is so many dB above its target, at window 1 and at wider ones.
-_MARGIN, _WIDE_MARGIN = 2.0, 3.0
+#: A run goes on until the estimate is so many dB above its target.
+MARGIN = 2.0
 
 
-def margin(width: int) -> float:
-    """dB above its target at which a run of ``width`` rows a round ends."""
-    return _MARGIN if width == 1 else _WIDE_MARGIN
-
-
-def expected_error(ground: Ground, nodes: Nodes, seen: Impact, noise: Tensor) -> float:
+def expected_error(ground: Ground, nodes: Nodes, seen: Impact, noise: Tensor, width: int) -> float:
     """rms by which the picture is expected to differ from the sequential one, of the worst image.
 
     The error is taken to be the nodes' movements since their evaluation and what interpolation leaves inside the gaps,
@@ -49,11 +44,12 @@ def expected_error(ground: Ground, nodes: Nodes, seen: Impact, noise: Tensor) ->
     that one within 1 to 2 dB, of this one only within 4.
 
     Args:
-        noise: ``[K]`` in units of the data's rms.
+        noise: ``[K]`` in units of the data's rms. width: most rows of a round.
     """
     quiet, alpha = 1 / (1 + noise[nodes.rows] ** 2), ground.alpha[nodes.rows].clamp(min=1e-6)
-    moved = _MOVED * seen.moved / alpha * quiet**_MOVED_FADES
-    between = _LEFT_OUT * _between(ground, nodes) / alpha[1:] * quiet[1:] ** _LEFT_OUT_FADES
+    of_moved, of_left_out = _COUNTS if width == 1 else _WIDE_COUNTS
+    moved = of_moved * seen.moved / alpha * quiet**_MOVED_FADES
+    between = of_left_out * _between(ground, nodes) / alpha[1:] * quiet[1:] ** _LEFT_OUT_FADES
     return math.sqrt(float(moved.square().sum() + between.square().sum()))
 
 
@@ -75,4 +71,5 @@ def _between(ground: Ground, nodes: Nodes) -> Tensor:
     if n > 2:
         around = torch.cat([sizes[:1], sizes, sizes[-1:]]).square()
         sizes = ((around[1:] + around[:-1]) / 2).sqrt()
-    return sizes * ground.inside(nodes.rows)
+    spans = torch.diff(torch.tensor(nodes.rows)).double()
+    return sizes * ground.inside(nodes.rows) * spans ** (1 / 3)

@@ -23,7 +23,7 @@ from ..trajectory import Part
 from .again import Begun, look_again, obstacle, part_of
 from .budget import Budget, budget, next_rows
 from .doubts import Signs, doubt, watch
-from .estimate import decibels, expected_error, margin
+from .estimate import MARGIN, decibels, expected_error
 from .grid import coordinate
 from .impact import Impact, impact
 from .nodes import SLOPE, Ground, Nodes, missed, states, with_evaluated
@@ -115,7 +115,10 @@ def collocate(job: Job, scales: Scales, report: Report, tell: Tell) -> Found:
         picture = states(ground, nodes, [ground.total])[0]
         passed = nodes.rows[-1] >= plan.front[-1]
         if passed:
-            error, span = expected_error(ground, nodes, seen, scales.noise), float(picture.max() - picture.min())
+            error, span = (
+                expected_error(ground, nodes, seen, scales.noise, plan.width),
+                float(picture.max() - picture.min()),
+            )
             own = decibels(error, span)
             report.estimated_db = own if options.peak is None else decibels(error, options.peak)
         _account(report, nodes, seen, scales, len(rows), elapsed)
@@ -182,7 +185,7 @@ def _enough(report: Report, spent: tuple[int, int], plan: Budget, options: Optio
         return True
     if options.target is None:
         return rounds >= plan.rounds or nfe >= plan.rows
-    return report.estimated_db is not None and report.estimated_db >= options.target + margin(plan.width)
+    return report.estimated_db is not None and report.estimated_db >= options.target + MARGIN
 
 
 def _account(report: Report, nodes: Nodes, seen: Impact, scales: Scales, evaluated: int, seconds: float) -> None:

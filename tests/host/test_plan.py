@@ -62,6 +62,9 @@ def test_a_size_is_known_by_its_second_call(flow_model, fresh):
     (entry,) = fresh._known.values()
     entry.calls = {1: [0.01] * 19, 2: [5.0]}
     assert entry.seconds == {1: 0.01}
+    entry.calls = {1: [0.01], 3: [0.03] * 2, 4: [0.031] * 2}  # neighbours tell nothing of one row
+    assert entry.seconds == {}
+    entry.calls = {1: [0.01] * 19, 2: [5.0]}
     _, report, _ = run(flow_model)
     assert report.window_per_round[0] == 2 and 2 in entry.seconds
 
