@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import time
 
 import comfy.model_management
 import comfy.samplers
@@ -120,6 +121,22 @@ def test_a_machine_with_room_gets_a_window(flow_model, fresh):
     assert report.window_per_round[0] > 1
     assert relative(result, reference) < 0.05
     assert report.predicted_seconds > 0
+
+
+def test_a_machine_whose_first_calls_are_late_gets_a_window(flow_model, fresh, monkeypatch):
+    """As a GPU with room: a call takes 50 ms whatever its batch, and the first one of each size half a second."""
+    network, sizes = flow_model.model.diffusion_model, set()
+    forward = network.forward
+
+    def late(x, *args, **kwargs):
+        time.sleep(0.05 if x.shape[0] in sizes else 0.5)
+        sizes.add(x.shape[0])
+        return forward(x, *args, **kwargs)
+
+    monkeypatch.setattr(network, "forward", late)
+    reports = [run(flow_model)[1] for _ in range(3)]
+    assert max(reports[-1].window_per_round) >= 4 and reports[-1].rounds < 0.8 * STEPS
+    assert all(report.rounds <= STEPS for report in reports)
 
 
 def test_a_window_or_rounds_of_ones_own_leave_nothing_to_plan(flow_model, fresh):
