@@ -38,7 +38,7 @@ class Options:
         rows: evaluations that collocation may spend, at least 2; when None 16 at window 1 and 30 from window 4 on,
             towards a target what that wants (``plan.target_rows``). Without a target it spends them all.
         target_db: fidelity in dB, above 0, that collocation works towards: rows are added until its estimate
-            is 2 dB above, at wider windows than 1 3 dB.
+            is 2 dB above.
         flow: the states are flow-matching states, ``x = (1 - sigma) x0 + sigma eps``.
         data_rms: rms of clean data, above 0: 1 for latents. The tolerance is relative to it: data far smaller than
             it says are solved less accurately.
