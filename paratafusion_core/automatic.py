@@ -7,14 +7,15 @@ from dataclasses import replace
 from .collocation import by_collocation, refusal
 from .collocation.again import obstacle as not_its_nodes
 from .iterate import iterate
-from .job import Job, Solution
+from .job import Job, Solution, predict_speedup
+from .opening import Replan, Shared
 from .options import TARGETS, Options
 from .plan import WORTH, Machine, Plan, Question, collocation_work
 from .report import Report
 from .resume import obstacle
 from .timing import Timing
 from .trajectory import Part
-from .window import Pilot, Replan, Shared, Timed
+from .window import Pilot, Timed
 
 
 def automatic(job: Job, machine: Machine) -> Solution:
@@ -43,7 +44,7 @@ def automatic(job: Job, machine: Machine) -> Solution:
                 _tell_plan(done.report, shared.plan, why)
             elif part is not None:
                 done.report.plan = f"{plan}, as the sketch had it; took {sum(done.report.seconds_per_round):.3g} s"
-            done.report.probe_nfe = done.report.probe_nfe + shared.lost
+            _tell_calls(done.report, shared)
             return _leaving(done, 0 if shared.watching else plan.window)
     return _by_window(job, question, shared, why)
 
@@ -86,7 +87,7 @@ def _windowed(options: Options) -> Options:
 def _by_window(job: Job, question: Question, shared: Shared, why: str | None) -> Solution:
     """The run by the quasi-Newton solver or, at window 1, one row after the other."""
     timed = Timed(shared, shared.machine.clock, accelerator=job.system.S.device.type != "cpu")
-    pilot = Pilot(question, shared.machine, timed)
+    pilot = Pilot(question, shared.machine, timed, shared)
     done = iterate(replace(job, denoise=timed, options=_windowed(job.options)), pilot, shared.machine.clock)
     if max(done.report.window_per_round) == 1 < question.total:
         done.report.solver = "sequential"
@@ -94,7 +95,7 @@ def _by_window(job: Job, question: Question, shared: Shared, why: str | None) ->
         _tell_plan(done.report, pilot.plan, why)
     else:
         done.report.plan = done.report.window_reason
-    done.report.probe_nfe = shared.lost
+    _tell_calls(done.report, shared)
     return done
 
 
@@ -104,6 +105,14 @@ def _leaving(done: Solution, window: int) -> Solution:
     if kept is None or kept.part is None:
         return done
     return replace(done, trajectory=replace(kept, part=replace(kept.part, timing=Timing(window))))
+
+
+def _tell_calls(report: Report, shared: Shared) -> None:
+    """What was evaluated and measured before the plan, and which rounds tell nothing."""
+    report.probe_nfe += shared.lost
+    if shared.plan is not None and shared.recalled:
+        report.opening, report.recalled = shared.calls, shared.recalled
+        predict_speedup(report)
 
 
 def _tell_plan(report: Report, plan: Plan, why: str | None) -> None:

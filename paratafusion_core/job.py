@@ -96,6 +96,11 @@ def close(report: Report, status: Status, seconds: float) -> None:
     report.status = status.value
     report.seconds = seconds
     report.engine_seconds = max(seconds - report.model_seconds, 0.0)
-    single = [s for s, n in zip(report.seconds_per_round, report.rows_per_round, strict=True) if n == 1]
-    if single and seconds > 0:
-        report.predicted_speedup = report.sequential_nfe * min(single) / sum(report.seconds_per_round)
+    predict_speedup(report)
+
+
+def predict_speedup(report: Report) -> None:
+    """Fill ``predicted_speedup`` from the rounds that tell what they took."""
+    calls = report.calls()
+    single, spent = [seconds for rows, seconds in calls if rows == 1], sum(report.seconds_per_round)
+    report.predicted_speedup = report.sequential_nfe * min(single) / spent if single and spent > 0 else None

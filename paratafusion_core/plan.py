@@ -40,9 +40,9 @@ _EXACT: tuple[tuple[float, float], ...] = ((1.0, 1.98), (1.0, 3.88), (1.0, 7.44)
 _WARM = 0.75
 #: Rounds and rows of collocation at window 4 towards so many dB: demo network, DDIM-50, DDIM-100 and uniform DDIM-50,
 #: CFG 4, 12 and 24 seeds. Karras-50, 2M-50 and flow-50 take 10.0 and 30 towards 42 dB, CFG 7.5 10.8 and 33.
-_WIDE = ((36.0, 42.0), (9.1, 9.4), (27.5, 28.2))
+_WIDE = ((36.0, 42.0, 48.0), (9.1, 9.4, 11.5), (27.5, 28.2, 32.6))
 #: Collocation's windows above 1 are candidates for targets up to here. Towards 48 dB their estimates are more than 6 dB
-#: too high in 11 % of runs at window 2, in 22 % at window 4, but in 2 % at window 1 (ten problems, 120 and 240 runs).
+#: too high in 11 % of runs at window 2, in 22 % at window 4, but in 2.5 % at window 1 (ten problems, 120 and 240 runs).
 _SURE_DB = 45.0
 #: Lower targets begin with the rows of this one: estimates are of no use with fewer.
 _LEAST_DB = 36.0
@@ -136,7 +136,6 @@ def fit(measured: Mapping[int, float]) -> Latency | None:
     """
     if len(measured) < 2:
         return None
-    measured = plausible(measured)
     sizes = np.array(sorted(measured), dtype=float)
     seconds = np.maximum(np.array([measured[int(b)] for b in sizes]), 1e-12)
     A = np.stack([1 / seconds, sizes / seconds], 1)
@@ -146,19 +145,6 @@ def fit(measured: Mapping[int, float]) -> Latency | None:
     elif c < 0:
         w, c = A[:, 0].sum() / (A[:, 0] ** 2).sum(), 0.0
     return Latency(float(w), float(c), int(sizes[-1]))
-
-
-def plausible(measured: Mapping[int, float]) -> dict[int, float]:
-    """{rows: seconds} in which no batch takes less than a smaller one, nor more than smaller ones in its place.
-
-    What breaks this was a late call, as the first one at a size often is.
-    """
-    found, least = dict(sorted(measured.items())), math.inf
-    for rows in reversed(found):
-        found[rows] = least = min(found[rows], least)
-    for rows, seconds in found.items():
-        found[rows] = min([seconds, *(-(-rows // size) * found[size] for size in found if size < rows)])
-    return found
 
 
 def typical(seconds: Sequence[float]) -> float:

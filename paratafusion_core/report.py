@@ -36,6 +36,8 @@ class Report:
         warm: how a warm start was used, None for a cold one.
         seconds, model_seconds, engine_seconds: wall time; on an accelerator the wait for its queue
             counts as the model's.
+        opening, recalled: where solver ``auto`` changed its plan, (rows, seconds) of the calls before that, and which
+            rounds, counted from 0, took rows from them.
         predicted_speedup: sequential_nfe L(1) over the time of the rounds, from this run's measured latencies; None
             when no single row was measured.
         predicted_seconds: of the rounds, as the automatic plan had it when it was made.
@@ -69,6 +71,8 @@ class Report:
     model_seconds: float = 0.0
     engine_seconds: float = 0.0
     seconds_per_round: list[float] = field(default_factory=list)
+    opening: list[tuple[int, float]] = field(default_factory=list)
+    recalled: list[int] = field(default_factory=list)
     predicted_speedup: float | None = None
     measured_speedup: float | None = None
     psnr_db: float | None = None
@@ -89,6 +93,11 @@ class Report:
             return value
 
         return {k: clean(v) for k, v in dataclasses.asdict(self).items()}
+
+    def calls(self) -> list[tuple[int, float]]:
+        """(rows, seconds) of the rounds that evaluated all of their rows, and of the calls before the plan."""
+        rounds = zip(self.rows_per_round, self.seconds_per_round, strict=True)
+        return [*self.opening, *(call for number, call in enumerate(rounds) if number not in self.recalled)]
 
     def compare(self, result: Tensor, reference: Tensor, peak: float | None = None) -> None:
         """Fill the fidelity figures against the sequential result (see :func:`fidelity`)."""

@@ -43,7 +43,7 @@ MOST_NOISE = 20.0
 SAME = 1e-4
 #: Frequencies of the waves, radians a number; in tiles of so many numbers.
 WAVES = (0.1, 0.7, 1.9, 2.9)
-_TILE = 1024
+_TILE, _LARGEST = 1024, 1e38
 
 
 def fingerprint(system: System) -> str:
@@ -56,7 +56,7 @@ def fingerprint(system: System) -> str:
         float32 numbers, little-endian, in hexadecimal.
     """
     parts = (system.sigmas, system.C[-2], system.S[0], system.S[-2])
-    numbers = torch.cat([_sketched(part) for part in parts]).tolist()
+    numbers = torch.cat([_sketched(part) for part in parts]).clamp(-_LARGEST, _LARGEST).tolist()
     return struct.pack(f"<{len(numbers)}f", *numbers).hex()
 
 
@@ -77,7 +77,7 @@ def same_system(one: str, other: str) -> bool:
         a, b = (torch.tensor(struct.unpack(form, bytes.fromhex(text))).reshape(4, -1) for text in (one, other))
     except (ValueError, struct.error):
         return False
-    return bool(((a - b).abs() <= SAME * a[:, :1]).all())
+    return bool(a.isfinite().all()) and bool(((a - b).abs() <= SAME * a[:, :1]).all())
 
 
 def part_of(

@@ -174,7 +174,7 @@ class Trajectory:
     def has_levels(self, sigmas: Tensor, flow: bool) -> bool:
         """Whether these are its own noise levels, to rounding: a host may compute them on the CPU, then on the GPU."""
         same = flow == self.flow and sigmas.shape == self.sigmas.shape
-        return same and torch.allclose(sigmas.double(), self.sigmas, rtol=1e-5, atol=0.0)
+        return same and torch.allclose(sigmas.double(), self.sigmas.double(), rtol=1e-5, atol=0.0)
 
     def onto(self, sigmas: Tensor, flow: bool) -> Trajectory:
         """This trajectory at other noise levels: D linear in lambda = log(alpha / sigma), held beyond the ends.

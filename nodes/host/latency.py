@@ -12,13 +12,15 @@ from typing import Any
 from torch import Tensor
 
 from ...paratafusion_core import Report
-from ...paratafusion_core.plan import Machine, typical
+from ...paratafusion_core.plan import Machine, fit, typical
 from .batched import cond_lists
 
 #: Kinds of runs that are remembered, and calls of each number of rows.
 _ENTRIES, _CALLS = 64, 16
 #: As many calls at a size tell its time: the first one may be late, as kernels are loaded and memory is taken.
 _SURE = 2
+#: Runs of the host's own sampler that differ by this factor are of a machine that is busy, or no longer.
+_CHANGED = 1.5
 
 
 @dataclass
@@ -52,8 +54,10 @@ class Known:
     @property
     def engine(self) -> float:
         """Seconds of a round that the host's own sampler does not spend."""
-        single = self.seconds.get(1)
-        return self.beside if single is None or not self.steps else max(single - typical(self.steps), 0.0)
+        latency = fit(self.seconds)
+        if latency is None or not self.steps:
+            return self.beside
+        return max(latency(1) - typical(self.steps), 0.0)
 
     def machine(self, most: int | None = None) -> Machine:
         """For the engine; ``most`` rows fit into memory."""
@@ -62,16 +66,24 @@ class Known:
     def learn(self, report: Report) -> None:
         """Take up what a run has measured."""
         self.evaluations[report.sampler] = report.sequential_nfe / max(report.steps, 1)
-        for rows, seconds in zip(report.rows_per_round, report.seconds_per_round, strict=True):
+        for rows, seconds in report.calls():
             self.calls[rows] = [*self.calls.get(rows, ()), seconds][-_CALLS:]
         if report.rounds and report.seconds_per_round:
             extra = sum(report.seconds_per_round) - report.model_seconds
             self.beside = max(extra / report.rounds, 0.0)
 
     def learn_plain(self, sampler: str, steps: int, seconds: float) -> None:
-        """Take up what a run of the host's own sampler took, if it is known how often that evaluates the model."""
-        if sampler in self.evaluations and steps > 0:
-            self.steps = [*self.steps, seconds / (steps * self.evaluations[sampler])][-_CALLS:]
+        """Take up what a run of the host's own sampler took, if it is known how often that evaluates the model.
+
+        Where it is far from what was to be expected, the machine has changed: then the next run measures anew.
+        """
+        if sampler not in self.evaluations or steps <= 0:
+            return
+        one, single = seconds / (steps * self.evaluations[sampler]), self.seconds.get(1)
+        expected = typical(self.steps) if self.steps else None if single is None else single - self.beside
+        if expected is not None and not expected / _CHANGED < one < expected * _CHANGED:
+            self.calls, self.steps = {}, []
+        self.steps = [*self.steps, one][-_CALLS:]
 
 
 class Latencies:

@@ -13,8 +13,8 @@ numbers tell such runs from others, and their logarithms add up to a risk:
 
 How they were weighed: a logistic fit, rounded, on cases of the bench's ``paper`` with an earlier placement and estimate
 (9809 runs of the ideal denoiser, the demo network and the mixture, 97 below 20 dB). With this one far fewer go wrong:
-of the 2304 of seeds 0 to 7, 10, all of one prompt at CFG 7.5. 9 of them are called doubtful, as are of those from 20
-dB on 25 % of the demo network (at CFG 7.5 most, where few rows are few), 3 % of the mixture and 4 % of the ideal
+of the 2304 of seeds 0 to 7, 11, all of one prompt at CFG 7.5. 10 of them are called doubtful, as are of those from 20
+dB on 24 % of the demo network (at CFG 7.5 most, where few rows are few), 3 % of the mixture and 3 % of the ideal
 denoiser. With nodes evaluated again from 15 rows on, else the same: 4 of 5 and 12 % of the ideal denoiser's (seeds 20
 to 33, 1344 runs). Neither a bound of the growth along the path nor the changes of the picture from round to round added
 anything in five-fold tests by seed.

@@ -115,10 +115,8 @@ def collocate(job: Job, scales: Scales, report: Report, tell: Tell) -> Found:
         picture = states(ground, nodes, [ground.total])[0]
         passed = nodes.rows[-1] >= plan.front[-1]
         if passed:
-            error, span = (
-                expected_error(ground, nodes, seen, scales.noise, plan.width),
-                float(picture.max() - picture.min()),
-            )
+            error = expected_error(ground, nodes, seen, scales.noise, plan.width)
+            span = float(picture.max() - picture.min())
             own = decibels(error, span)
             report.estimated_db = own if options.peak is None else decibels(error, options.peak)
         _account(report, nodes, seen, scales, len(rows), elapsed)

@@ -14,6 +14,7 @@ from torch import Tensor
 from paratafusion_core import Options, Report, schedules, schemes, solve
 from paratafusion_core.bench.problems import Setting, make_task
 from paratafusion_core.cli.sample import Task
+from paratafusion_core.opening import Replan, Shared
 from paratafusion_core.plan import (
     REACH,
     WORTH,
@@ -24,10 +25,8 @@ from paratafusion_core.plan import (
     choose,
     choose_window,
     fit,
-    plausible,
     typical,
 )
-from paratafusion_core.window import Replan, Shared
 
 JITTERS = 4
 
@@ -47,8 +46,6 @@ def test_a_fitted_batch_never_takes_less_than_a_smaller_one(measured):
 
 def test_late_calls_do_not_count():
     assert typical([9.0, 1.0, 1.1]) == 1.1 and typical([2.0, 40.0]) == 2.0
-    assert plausible({4: 40.0, 2: 3.0, 1: 9.0}) == {1: 3.0, 2: 3.0, 4: 6.0}
-    assert plausible({1: 1.0, 2: 5.0, 3: 2.5}) == {1: 1.0, 2: 2.0, 3: 2.5}
 
 
 @given(
@@ -157,19 +154,29 @@ def test_the_choice_is_near_the_best_of_all_plans(task, plans, preset, w, record
 
 
 @pytest.mark.parametrize("late", [{1: 10.0}, {2: 4.0}, {1: 10.0, 2: 4.0, 4: 4.0, 8: 4.0, 16: 4.0}], ids=str)
+@pytest.mark.parametrize("preset", ["balanced", "standard"])
 @pytest.mark.parametrize("w", [0.0, 2.0, 16.0])
-def test_late_first_calls_do_not_decide(task, plans, w, late):
+def test_late_first_calls_do_not_decide(task, plans, preset, w, late):
     """As on a GPU, whose first calls load kernels: the plan is the one of a machine that is never late."""
     spent = []
     for seed in range(JITTERS):
         machine = Synthetic(task, lambda _: w, 0.1, seed)
         machine.late = dict(late)
-        machine.run()
+        machine.run(preset)
         lost = sum((w + size) * times for size, times in late.items() if size not in machine.late)
         spent.append(machine.now - lost)
     mean = sum(spent) / len(spent)
-    assert mean <= 1.15 * min(cost(rows, w) for rows in plans["balanced"])
+    # towards a target a late call is made once more, at up to three rows
+    assert mean <= (1.15 if preset == "balanced" else 1.3) * min(cost(rows, w) for rows in plans[preset])
     assert mean <= 1.06 * cost([1] * 50, w)
+
+
+def test_rounds_whose_rows_were_found_again_tell_nothing(task):
+    """Row 0 is not evaluated twice where the plan changes; its round would say that a row takes no time."""
+    report = Synthetic(task, lambda _: 16.0, 0.0, 0).run("standard")
+    assert report.recalled and report.recalled[0] == 0 and dict(report.opening) == {1: 17.0, 2: 18.0}
+    assert all(seconds > 0 for _, seconds in report.opening)
+    assert len(report.calls()) == len(report.opening) + report.rounds - len(report.recalled)
 
 
 @pytest.mark.parametrize("w", [0.0, 2.0, 8.0])

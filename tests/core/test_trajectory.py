@@ -57,6 +57,15 @@ def test_round_trip(path: Path, shape: tuple[int, ...], seed: int | None, flow: 
     assert (loaded.sampler, loaded.seed, loaded.flow, loaded.shape) == ("dpmpp_2m", seed, flow, shape)
 
 
+def test_levels_are_the_same_to_rounding() -> None:
+    sigmas = schedules.karras(6)[:-1]
+    for kept in (sigmas, sigmas.float()):
+        one = Trajectory(torch.randn(6, 1, 4).half(), kept, "dpmpp_2m")
+        assert one.onto(sigmas * (1 + 3e-7), False) is one
+        assert not one.has_levels(sigmas * 1.001, False) and not one.has_levels(sigmas[:-1], False)
+        assert not one.has_levels(sigmas, True)
+
+
 @pytest.mark.parametrize("failing", ["save_file", "replace"])
 @pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()])
 @pytest.mark.parametrize("old", [True, False])

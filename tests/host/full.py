@@ -55,6 +55,7 @@ class Full:
         return [conditioning(seed, 77, self.context, self.pooled) for seed in (1, 2)]
 
     def latent(self) -> dict[str, torch.Tensor]:
+        """An empty one of the size that the model was made for."""
         return {"samples": torch.zeros(1, 4, self.side, self.side)}
 
 
