@@ -121,7 +121,8 @@ def test_a_trajectory_is_kept_even_where_nothing_wins(flow_model, fresh):
     known(fresh, flow_model, {1: 1.0, 2: 2.0, 4: 4.0})
     _, report, outcome = run(flow_model, want_trajectory=True)
     assert outcome.trajectory is not None and len(outcome.trajectory.D) == STEPS
-    assert report.rounds == STEPS and report.plan.startswith("plain sampler")
+    # real rounds soon contradict these latencies, and then the window is this machine's matter
+    assert report.window_per_round[:2] == [1, 1] and report.plan.startswith("plain sampler")
 
 
 def test_a_machine_with_room_gets_a_window(flow_model, fresh):
@@ -136,12 +137,12 @@ def test_a_machine_with_room_gets_a_window(flow_model, fresh):
 
 
 def test_a_machine_whose_first_calls_are_late_gets_a_window(flow_model, fresh, monkeypatch):
-    """As a GPU with room: a call takes 50 ms whatever its batch, and the first one of each size half a second."""
+    """As a GPU with room: a call takes 0.15 s whatever its batch, and the first one of each size 0.8 s."""
     network, sizes = flow_model.model.diffusion_model, set()
     forward = network.forward
 
     def late(x, *args, **kwargs):
-        time.sleep(0.05 if x.shape[0] in sizes else 0.5)
+        time.sleep(0.15 if x.shape[0] in sizes else 0.8)
         sizes.add(x.shape[0])
         return forward(x, *args, **kwargs)
 
