@@ -110,7 +110,7 @@ def _leaving(done: Solution, window: int) -> Solution:
 def _tell_calls(report: Report, shared: Shared) -> None:
     """What was evaluated and measured before the plan, and which rounds tell nothing."""
     report.probe_nfe += shared.lost
-    if shared.plan is not None and shared.recalled:
+    if shared.recalled:
         report.opening, report.recalled = shared.calls, shared.recalled
         predict_speedup(report)
 

@@ -25,7 +25,7 @@ class Timing:
     Attributes:
         window: of collocation, as the automatic plan had it; 0 where the plan was none of collocation.
         warm: the run had started from an earlier one.
-        given: (rows, seconds of a call for so many) before the first round; twice where more than one call tells it.
+        given: (rows, seconds of a call for so many) before the first round; twice where several calls told it.
             engine: seconds of a round that were not the model's.
         rounds: of each round the rows it made final, at least 1, the rows it evaluated, its seconds, 0 where these tell
             nothing, and those of them that were not the model's, 0 where these are not known.

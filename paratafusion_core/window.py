@@ -146,8 +146,7 @@ class Pilot:
 
     def resume(self, timing: Timing) -> None:
         """Stand where a capped run of the same system stopped; what the machine was known for counts no more."""
-        sizes = [rows for rows, _ in timing.given]
-        known = {rows: seconds for rows, seconds in timing.given if sizes.count(rows) > 1}
+        known = {rows: seconds for rows, seconds in timing.given if timing.given.count((rows, seconds)) > 1}
         machine = replace(self._machine, latencies=known, engine=timing.engine)
         self._begin(replace(self._question, warm=timing.warm), machine, timing.given)
         final = 0
@@ -189,16 +188,18 @@ class Pilot:
 
     def record(self, frozen: int, rows: int, seconds: float) -> None:
         """A round froze so many rows, evaluated so many, and took so long."""
-        tells = self._timed.tells and self._recalled() == self._recalls
-        beside = max(seconds - self._timed.spent + self._spent, 0.0) if tells else None
-        self._take(frozen, rows, seconds if self._recalled() == self._recalls else 0.0, beside)
+        if self._recalled() > self._recalls:  # not all of its rows were evaluated: it tells nothing
+            self._take(frozen, rows, 0.0, None)
+            return
+        beside = max(seconds - self._timed.spent + self._spent, 0.0) if self._timed.tells else None
+        self._take(frozen, rows, seconds, beside)
 
     def _recalled(self) -> int:
         return 0 if self._opened is None else len(self._opened.recalled)
 
     def _take(self, frozen: int, rows: int, seconds: float, engine: float | None) -> None:
         self._told.append((frozen, rows, seconds, engine or 0.0))
-        if seconds == 0:  # not all of its rows were evaluated: it tells nothing
+        if seconds == 0:
             return
         self._surprises = self._surprises + 1 if self._surprised(rows, seconds) else 0
         self._seconds.setdefault(rows, []).append(seconds)

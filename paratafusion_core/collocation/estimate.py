@@ -27,9 +27,10 @@ def expected_error(ground: Ground, nodes: Nodes, seen: Impact, noise: Tensor, wi
     added up as independent; the latter as large as where a node is left out and interpolated from the others, times the
     cube root of the rows from node to node, which was found: without it a problem's runs are told 3 dB too much or too
     little, as its schedule is fine or coarse. The numbers were fitted on 780 runs of three networks (13 problems of 20
-    to 100 steps, window 1, 42 dB; the embedded one and two that were trained for 3500 steps, 48/80 and 64/96 channels),
-    as a compromise: fitted on one network they are 1 to 2 dB off on another, which nothing in a run foretells (how the
-    error falls from gaps of four to gaps of two, shares of both parts, gradient boosting over bands of noise).
+    to 100 steps, window 1, 42 dB; the embedded one and two that were trained for 3500 steps, 48/80 and 64/96 channels;
+    for wider windows on 624 of window 2 and of window 4 each) and moved by half a dB after 720 more, as a compromise:
+    fitted on one network they are 1 to 2 dB off on another, which nothing in a run foretells (how the error falls from
+    gaps of four to gaps of two, shares of both parts, gradient boosting over bands of noise).
 
     Of runs looked at once, at the end (window 1, 42 dB, ten problems of 30 to 100 steps) the estimate is within 3 dB of
     the truth in 86 % and more than 6 dB too high in 0.6 % (embedded network, 720 runs), 78 % and 4.8 %, 86 % and 4.0 %

@@ -40,14 +40,11 @@ class Full:
         config.set_inference_dtype(torch.float16 if device.type != "cpu" else torch.float32, None)
         torch.manual_seed(0)
         model = config.get_model({}, device=device).eval().requires_grad_(False)
-        for weight in model.diffusion_model.parameters():
+        for name, weight in model.diffusion_model.named_parameters():
             if weight.ndim >= 2:
                 weight.normal_(std=weight[0].numel() ** -0.5)
             else:
-                weight.zero_()
-        for name, weight in model.diffusion_model.named_parameters():
-            if weight.ndim == 1 and name.endswith("weight"):
-                weight.fill_(1)
+                weight.fill_(float(name.endswith("weight")))
         return comfy.model_patcher.ModelPatcher(model, load_device=device, offload_device=torch.device("cpu"))
 
     def prompts(self) -> list[list]:
