@@ -32,20 +32,24 @@ def automatic(job: Job, machine: Machine) -> Solution:
         # it stopped before there was a plan: to begin anew costs its row, as looking at it again would
         job, question, part = replace(job, warm=None), replace(question, warm=False), None
     shared = Shared(job.denoise, question, machine)
-    plan = shared.opening() if part is None else _plan_of(part, question, machine)
+    if part is None:
+        plan = shared.opening()
+    else:
+        plan = _plan_of(part, question, machine)
+        shared.go_on(plan.window)
     while plan.solver == "collocation":
         chosen = replace(options, solver="collocation", window=plan.window)
         try:
-            done = by_collocation(replace(job, denoise=shared, options=chosen))
+            done = by_collocation(replace(job, denoise=shared, options=chosen), lambda: shared.window)
         except Replan as other:
             plan = other.plan
         else:
             if shared.plan is not None:
-                _tell_plan(done.report, shared.plan, why)
+                _tell_plan(done.report, shared.plan, why, shared.window)
             elif part is not None:
                 done.report.plan = f"{plan}, as the sketch had it; took {sum(done.report.seconds_per_round):.3g} s"
             _tell_calls(done.report, shared)
-            return _leaving(done, 0 if shared.watching else plan.window)
+            return _leaving(done, 0 if shared.watching and len(shared.calls) < 2 else shared.window)
     return _by_window(job, question, shared, why)
 
 
@@ -92,7 +96,7 @@ def _by_window(job: Job, question: Question, shared: Shared, why: str | None) ->
     if max(done.report.window_per_round) == 1 < question.total:
         done.report.solver = "sequential"
     if pilot.plan is not None:
-        _tell_plan(done.report, pilot.plan, why)
+        _tell_plan(done.report, pilot.plan, why, _widest(done.report))
     else:
         done.report.plan = done.report.window_reason
     _tell_calls(done.report, shared)
@@ -115,12 +119,16 @@ def _tell_calls(report: Report, shared: Shared) -> None:
         predict_speedup(report)
 
 
-def _tell_plan(report: Report, plan: Plan, why: str | None) -> None:
-    """The automatic plan, its prediction and its outcome, in words."""
+def _widest(report: Report) -> int:
+    """The widest window of a run's second half."""
+    return max(report.window_per_round[len(report.window_per_round) // 2 :], default=1)
+
+
+def _tell_plan(report: Report, plan: Plan, why: str | None, later: int) -> None:
+    """The automatic plan, its prediction and its outcome, in words; ``later`` is the window that the run came to."""
     report.predicted_seconds = plan.seconds
     words = f"{plan}: predicted {plan.seconds:.3g} s, the plain sampler {plan.plain:.3g} s"
-    widest = max(report.window_per_round[len(report.window_per_round) // 2 :])
-    if plan.solver != "collocation" and widest not in (plan.window, 1) and report.frozen_per_round:
-        words += f"; later window {widest}"
+    if later != plan.window and (later > 1 or plan.solver == "collocation"):
+        words += f"; later window {later}"
     words += f"; took {sum(report.seconds_per_round):.3g} s"
     report.plan = words if why is None else f"{words}; no collocation, as {why}"

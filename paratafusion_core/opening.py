@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from .denoisers import Denoise
-from .plan import Machine, Plan, Question, choose, fit
+from .plan import (
+    CHANGE,
+    Machine,
+    Plan,
+    Question,
+    choose,
+    collocation_windows,
+    collocation_work,
+    fit,
+    typical,
+)
 
+#: Windows up to so many times the largest batch that was measured are tried: the next round tells, and they are left
+#: again at no cost.
+_TRIED = 3
 #: More than jitter makes of one row against two, or of two against twice one: such a call was late.
 _LATE = 1.25
 
@@ -24,15 +36,18 @@ class Replan(Exception):
 
 
 class Shared:
-    """A ``denoise`` that measures the first rounds of collocation and hands their rows to the plan that is chosen.
+    """A ``denoise`` that measures the first rounds of collocation, from which the plan follows.
 
     Collocation opens with row 0, which every plan needs, and at window 2 with two rows after that; then L(1) and L(2)
-    are known. A call that was clearly late, as first ones may be on a GPU, is made once more. What another plan asks
-    for again is not evaluated again.
+    are known. Where two rows took no longer than one, as on a machine with room or where both calls were late, as first
+    ones may be on a GPU, another round is measured first; a call that was clearly late is made once more. Towards a
+    target collocation goes on at the window that is chosen, and at another one where later rounds show that to be
+    faster; to other plans the rows are handed, which are not evaluated again.
 
     Attributes:
         calls: (rows, seconds) of those that were measured.
-        plan: made after that, None before. lost: rows evaluated that no plan used.
+        window: of collocation from now on. plan: made after the measurements, None before.
+        lost: rows evaluated that no plan used.
         watching: the latencies are still to be measured.
         recalled: numbers of the calls, from the plan on, whose rows had been evaluated before, all or some: what these
             took tells nothing.
@@ -44,7 +59,8 @@ class Shared:
         self.calls: list[tuple[int, float]] = []
         self.recalled: list[int] = []
         self._since = 0
-        self.watching = False
+        self.window = 1
+        self.watching = self._steering = False
         self.plan: Plan | None = None
         self.lost = 0
 
@@ -53,28 +69,45 @@ class Shared:
         question, machine = self._question, self.machine
         latency = fit(machine.latencies)
         if question.target is None or question.total < 3:
-            return Plan("sequential", 1, None, 0.0, 0.0)
-        if latency is not None:
-            self.plan = choose(question, latency, engine=machine.engine, most=machine.most)
-            return self.plan
-        if machine.most == 1:
-            return Plan("collocation", 1, question.rows, 0.0, 0.0)
-        self.watching = True
-        return Plan("collocation", 2, question.rows, 0.0, 0.0)
+            plan = Plan("sequential", 1, None, 0.0, 0.0)
+        elif latency is not None:
+            plan = self.plan = choose(question, latency, engine=machine.engine, most=machine.most)
+        else:
+            window = collocation_windows(question.total, machine.most)[:2][-1]
+            self.watching = window > 1
+            plan = Plan("collocation", window, question.rows, 0.0, 0.0)
+        self.window = plan.window
+        return plan
+
+    def go_on(self, window: int) -> None:
+        """Collocation is under way at ``window``."""
+        self.window, self._steering = window, bool(self._question.target)
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
         if not self.watching:
-            D = self._recalled(x, sigma) if self._kept else self._denoise(x, sigma)
+            if self._steering:
+                D = self._timed(x, sigma)
+                self._steer()
+            else:
+                D = self._recalled(x, sigma) if self._kept else self._denoise(x, sigma)
             self._since += 1
             return D
         given = x.clone()
         D = self._timed(x, sigma)
         self._kept += [(float(s), a, d) for s, a, d in zip(sigma, given, D, strict=True)]
-        if len(self._measured()) > 1:
+        if len(self._measured()) > 1 and not self._both_late():
             self.watching = False
             self._repeat_late(given, sigma)
             self._decide(self._measured())
         return D
+
+    def _both_late(self) -> bool:
+        """Whether one row and two may have been late alike, as each was measured once and two took no longer."""
+        sizes = [rows for rows, _ in self.calls]
+        found = self._measured()
+        if self.machine.latencies or sorted(sizes) != [1, 2]:
+            return False
+        return found[2] < _LATE * found[1]
 
     def _timed(self, x: Tensor, sigma: Tensor) -> Tensor:
         begin = self.machine.clock()
@@ -85,10 +118,10 @@ class Shared:
 
     def _measured(self) -> dict[int, float]:
         """{rows: seconds}; what was known before counts first."""
-        found: dict[int, float] = {}
+        found: dict[int, list[float]] = {}
         for rows, seconds in self.calls:
-            found[rows] = min(seconds, found.get(rows, seconds))
-        return {**found, **self.machine.latencies}
+            found.setdefault(rows, []).append(seconds)
+        return {**{rows: typical(seconds) for rows, seconds in found.items()}, **self.machine.latencies}
 
     def _repeat_late(self, x: Tensor, sigma: Tensor) -> None:
         """Measure one row again where it took clearly more than two, or two where they took more than twice one.
@@ -106,22 +139,44 @@ class Shared:
             self.lost += rows
 
     def _decide(self, latencies: Mapping[int, float]) -> None:
-        """Go on with window 2, or not; other plans pay for what of the round of two rows is in vain.
+        """Go on with collocation, or not.
 
-        Window 1 begins with one of its rows; window 4 mostly with both, so that only the round was too many.
+        Towards a target its wider windows make use of all that was evaluated; window 1 of one row a round. With a
+        number of rows wider windows than 2 evaluate others in their second round; plans without it make use of row 0.
         """
         latency = fit(latencies)
         assert latency is not None
-        best = choose(self._question, latency, engine=self.machine.engine, most=self.machine.most)
-        if best.solver == "collocation" and best.window == 2:
-            self.plan, self._kept = best, []
+        wide = [rows for rows, _ in self.calls if rows > 1]
+
+        def lost(solver: str, window: int) -> float:
+            if solver != "collocation":
+                return sum(latency(rows) for rows in wide)
+            if window == 1:
+                return latency.c * sum(rows - 1 for rows in wide)
+            return 0.0 if question.target or window == 2 else latency.w * len(wide)
+
+        question, machine = self._question, self.machine
+        before = self.window
+        self.plan = choose(question, latency, engine=machine.engine, most=machine.most, now=before, lost=lost)
+        if self.plan.solver == "collocation" and (question.target or self.plan.window == before):
+            self._kept = []
+            self.go_on(self.plan.window)
+            self._steer()
             return
-        lost = latency(2)
-        if best.solver == "collocation":
-            lost = latency.c if best.window == 1 else latency.w
+        self.window = self.plan.window
         self.lost += len(self._kept)
-        self.plan = replace(best, seconds=best.seconds + lost)
         raise Replan(self.plan)
+
+    def _steer(self) -> None:
+        """Another window of collocation, if by all rounds so far it is clearly faster than this one."""
+        latency = fit(self._measured()) if self._steering else None
+        if latency is None:
+            return
+        able = collocation_windows(self._question.total, self.machine.most)
+        seconds = {w: latency.total(collocation_work(self._question, w)) for w in able if w <= _TRIED * latency.known}
+        best = min(seconds, key=lambda window: seconds[window])
+        if seconds[best] < CHANGE * seconds[self.window]:
+            self.window = best
 
     def _recalled(self, x: Tensor, sigma: Tensor) -> Tensor:
         """``denoise`` without the rows that were evaluated before the change of plan; used once each."""

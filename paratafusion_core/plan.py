@@ -17,6 +17,9 @@ import numpy as np
 WORTH = 0.95
 #: The same share for a run that has already gone back to one row at a time.
 _RETURN = 0.85
+#: Collocation under way leaves its window only for one that is predicted to take less than this share of its time: the
+#: windows are near equals where a row costs as much as a call.
+CHANGE = 0.92
 #: Latencies are believed up to so many times the largest batch that was measured.
 REACH = 2
 
@@ -38,18 +41,17 @@ _WORK: dict[tuple[int, float], tuple[tuple[float, float], ...]] = {
 _EXACT: tuple[tuple[float, float], ...] = ((1.0, 1.98), (1.0, 3.88), (1.0, 7.44), (1.0, 13.6), (1.0, 25.5))
 #: Share of these that a warm start takes (10.8 against 14.3 rounds from CFG 4 to 4.6).
 _WARM = 0.75
-#: Rounds and rows of collocation at window 4 towards so many dB: demo network, DDIM-50, DDIM-100 and uniform DDIM-50,
-#: CFG 4, 12 and 24 seeds. Karras-50, 2M-50 and flow-50 take 10.0 and 30 towards 42 dB, CFG 7.5 10.8 and 33.
-_WIDE = ((36.0, 42.0, 48.0), (9.1, 9.4, 11.5), (27.5, 28.2, 32.6))
-#: Collocation's windows above 1 are candidates for targets up to here. Towards 48 dB their estimates are more than 6 dB
-#: too high in 11 % of runs at window 2, in 22 % at window 4, but in 2.5 % at window 1 (ten problems, 120 and 240 runs).
-_SURE_DB = 45.0
+#: Collocation towards a target, from which window on: it takes a n + b rounds and 1.2 n + d rows, with n the rows that
+#: it begins with (demo network, 20 to 100 steps, four problems of CFG 4, 36 to 48 dB, 3 to 6 seeds: off by at most 1.2
+#: rounds and three rows; at CFG 7.5 about one round and 3 to 10 rows more).
+_SLIDING = ((2, 0.6, 2.2, 2.8), (3, 0.55, 1.2, 5.7), (5, 0.33, 2.6, 13.0))
+_SLIDING_ROWS = 1.2
+#: Its windows that are candidates, as far as they fit.
+_NODES = (1, 2, 4, 6)
 #: Lower targets begin with the rows of this one: estimates are of no use with fewer.
 _LEAST_DB = 36.0
 #: (steps), (rows that window 1 begins with towards 42 dB).
 _BEGUN = ((12, 20, 30, 50, 100), (12, 14, 18, 21, 23))
-#: Rows that window 2 begins with beyond window 1's.
-_PAIRS = 8
 #: Rounds that collocation takes at wider windows where two rows are left for each.
 _ROUNDS = 10
 
@@ -117,8 +119,9 @@ class Question:
 
     Attributes:
         total: K. tolerance: of the freeze rule, for the quasi-Newton solver.
-        target: dB, where collocation may serve and was asked for; None where it is no candidate.
-        rows: evaluations that collocation may spend, None for its own choice.
+        target: dB, where collocation may serve and was asked for, 0 where it is to spend ``rows``; None where it is no
+            candidate.
+        rows: evaluations that collocation may spend, or begins with towards a target; None for its own choice.
         warm: the run starts from an earlier one.
     """
 
@@ -163,24 +166,44 @@ def candidates(question: Question, most: int | None) -> Iterable[tuple[str, int,
     for window in windows(question.total, most):
         yield "quasi-newton", window, None, quasi_newton_work(question, window)
     if question.target is not None:
-        for window in (1, 2, 4) if question.target <= _SURE_DB or question.rows is not None else (1,):
-            if (most is None or window <= most) and window <= question.total:
-                yield "collocation", window, question.rows, collocation_work(question, window)
+        for window in collocation_windows(question.total, most):
+            yield "collocation", window, question.rows, collocation_work(question, window)
 
 
-def choose(question: Question, latency: Latency, *, engine: float = 0.0, most: int | None = None) -> Plan:
+def collocation_windows(total: int, most: int | None) -> list[int]:
+    """Collocation's windows that are candidates: 1, 2, 4 and 6, or as many rows as fit."""
+    limit = total if most is None else min(total, most)
+    return sorted({min(window, limit) for window in _NODES})
+
+
+def choose(
+    question: Question,
+    latency: Latency,
+    *,
+    engine: float = 0.0,
+    most: int | None = None,
+    now: int | None = None,
+    lost: Callable[[str, int], float] = lambda solver, window: 0.0,
+) -> Plan:
     """The plan of least predicted time; the plain sampler unless another saves at least 5 %.
 
     Args:
         latency: of whole rounds. engine: their seconds that the plain sampler does not spend. most: rows that fit.
+        now: the window of collocation under way, None for none: another of its windows must save 8 % of its time.
+        lost: seconds that a solver with a window takes besides, as it makes no use of what was evaluated before.
     """
     plain = question.total * max(latency(1) - engine, 0.0)
-    best = Plan("sequential", 1, None, plain, plain)
-    limit = WORTH * plain
+    best = Plan("sequential", 1, None, plain + lost("sequential", 1), plain)
+    limit, stay = WORTH * plain, None
     for solver, window, rows, work in candidates(question, most):
-        seconds = latency.total(work)
-        if window <= REACH * latency.known and seconds < min(limit, best.seconds):
-            best = Plan(solver, window, rows, seconds, plain)
+        seconds = latency.total(work) + lost(solver, window)
+        if window > REACH * latency.known or seconds >= limit:
+            continue
+        plan = Plan(solver, window, rows, seconds, plain)
+        best = min(best, plan, key=lambda plan: plan.seconds)
+        stay = plan if solver == "collocation" and window == now else stay
+    if stay is not None and best.solver == "collocation" and best.seconds > CHANGE * stay.seconds:
+        return stay
     return best
 
 
@@ -230,32 +253,24 @@ def quasi_newton_work(question: Question, window: int) -> Work:
 
 
 def collocation_work(question: Question, window: int) -> Work:
-    """Expected rounds and rows of collocation at ``window`` 1, 2 or 4."""
+    """Expected rounds and rows of collocation at ``window``."""
     K = question.total
-    if question.rows is not None:
-        asked = min(question.rows, K) if window == 1 else question.rows
-        return Work(asked if window == 1 else collocation_rounds(asked, window, K), asked)
-    target = question.target or 0.0
+    n = min(question.rows or target_rows(K, question.target or 0.0), K)
     if window == 1:
-        rows = target_rows(K, target)
-        return Work(rows, rows)
-    if window == 2:
-        rows = target_rows(K, target, 2)
-        return Work(collocation_rounds(rows, 2, K), max(rows - 1, 1))
-    at, rounds, evaluated = _WIDE
-    return Work(min(float(np.interp(target, at, rounds)), K), float(np.interp(target, at, evaluated)))
+        return Work(n, n)
+    if not question.target:
+        return Work(collocation_rounds(question.rows or n, window, K), question.rows or n)
+    _, a, b, d = next(line for line in reversed(_SLIDING) if window >= line[0])
+    return Work(a * n + b, _SLIDING_ROWS * n + d)
 
 
-def target_rows(total: int, target: float, window: int = 1) -> int:
-    """Rows that collocation begins with at window 1 or 2 towards ``target`` dB, of ``total``.
+def target_rows(total: int, target: float) -> int:
+    """Rows that collocation begins with towards ``target`` dB, of ``total``.
 
-    Coarse schedules have fewer to leave out early, where most are wanted: towards 42 dB window 1 takes 14 of 20 rows,
-    18 of 30 and 21 of 50. Window 2 wants more of them: with 19 rows of 50, or 22 of 30, it missed 42 dB in 22 % of 40
-    (18) runs.
+    Coarse schedules have fewer to leave out early, where most are wanted: towards 42 dB 14 of 20 rows, 18 of 30 and 21
+    of 50.
     """
     rows = round(float(np.interp(total, *_BEGUN)) + (max(target, _LEAST_DB) - 42) / 2)
-    if window == 2:
-        return max(rows + _PAIRS, 2)
     return max(min(rows, total), min(2, total))
 
 

@@ -6,20 +6,21 @@ from dataclasses import dataclass, replace
 
 from ..options import Options
 from ..plan import collocation_rounds, target_rows
-from .grid import even, place, place_surely, subdivide
+from .grid import even, noise_at, place, place_surely, subdivide
 from .impact import Impact, candidates
 from .nodes import Ground, Nodes
 
-#: Evaluations by window where neither rows nor a target are asked for; windows of 3 and more begin with as many towards
-#: a target, and with more above ``_HIGH_DB``.
+#: Evaluations by window where neither rows nor a target are asked for.
 _ROWS = {1: 16, 2: 19, 3: 25, 4: 30}
-_HIGH_ROWS = {3: 28, 4: 34}
-_HIGH_DB = 45.0
 #: Window 1: expected effect of a node's movement on the picture, in units of the data's rms, from which the node is
 #: evaluated again at once, and the rows that leave none for that.
 _FAR_OFF, _FEW = 0.0105, 20
 #: The movement itself for that, towards a target.
 _MOVED_FAR = 0.03
+#: The same at wider windows, over sqrt(1 + noise^2).
+_SETTLED = 0.05
+#: Towards a target: from which window on a round takes so many rows on its way, and so many of them new ones.
+_PACES = ((1, 1, 1), (2, 2, 2), (3, 3, 2), (5, 6, 3))
 #: Most rows of a round behind the plan, until so many times the sampler's evaluations are spent; then it is one.
 _BEHIND, _MOST = 4, 2
 
@@ -33,7 +34,8 @@ class Budget:
             and what follows it; a target in dB may add to both. width: most rows of a round.
         inside: rows of the first gap that are evaluated with its end, or the row after it: pictures are decided there,
             and nothing is known of it yet.
-        open: towards a target: what window 1 evaluates again costs the front no row, and rounds follow behind the plan.
+        open: towards a target: what is evaluated again costs the front no row, and rounds follow behind the plan.
+        loose: the last row for which ``unsettled`` counts, -1 for none.
     """
 
     front: list[int]
@@ -42,53 +44,77 @@ class Budget:
     width: int
     inside: list[int]
     open: bool = False
+    loose: int = -1
 
 
 def budget(ground: Ground, options: Options) -> Budget:
     """The plan for ``options``: window 1 walks ``rows`` nodes; wider windows spend two or three rows a round, so that
-    rows behind the front are evaluated again while it moves on."""
+    rows behind the front are evaluated again while it moves on. Towards a target all of them walk the same nodes."""
     K = ground.total
     width = K if options.window == "full" else 1 if options.window == "auto" else min(int(options.window), K)
-    target = options.target
-    sure = target is not None and width < 3
-    rows = options.rows or _rows(K, target, width)
+    rows = options.rows
+    if options.target is not None:
+        front = place_surely(ground.u, rows or target_rows(K, options.target))
+        return Budget(front, len(front), len(front), width, [], True, K - 1 if width > 1 else -1)
+    rows = rows or _ROWS[min(width, 4)]
     if width == 1:
-        front = place_surely(ground.u, rows) if sure else place(ground.u, rows)
-        return Budget(front, len(front), len(front), 1, [], sure)
+        front = place(ground.u, rows)
+        return Budget(front, len(front), len(front), 1, [])
     rounds = collocation_rounds(rows, width, K)
-    ends = max(rounds - 1, 2)
-    front = place_surely(ground.u, ends) if sure else place(ground.u, ends, early=width > 2)
-    inside = subdivide(ground.u, 0, front[1], width - 1)
-    if width == 2:  # the automatic plan opens with it, and may go on with window 1
-        single = budget(ground, replace(options, window=1)).front
-        inside = single[1:2] if single[1] < front[1] else inside or front[2:3]
-    return Budget(front, max(rounds, len(front)), rows, width, inside[: max(rows - 2, 0)], target is not None)
+    front = place(ground.u, max(rounds - 1, 2), early=width > 2)
+    inside = subdivide(ground.u, 0, front[1], width - 1) or (front[2:3] if width == 2 else [])
+    return Budget(front, max(rounds, len(front)), rows, width, inside[: max(rows - 2, 0)])
 
 
-def _rows(total: int, target: float | None, width: int) -> int:
-    if target is not None and width < 3:
-        return target_rows(total, target, width)
-    rows = _HIGH_ROWS if target is not None and target > _HIGH_DB else _ROWS
-    return rows[min(width, 4)]
+def at_window(plan: Budget, width: int, last: int) -> Budget:
+    """``plan`` towards a target, from now on at another window; ``last`` is the last node."""
+    if not plan.open or width == plan.width:
+        return plan
+    return replace(plan, width=width, loose=last if width == 1 else plan.front[-1])
 
 
 def next_rows(ground: Ground, plan: Budget, nodes: Nodes, seen: Impact, rounds: int, nfe: int) -> list[int]:
     """The rows of the next round, ascending: the next front node, and what is expected to matter most behind it."""
-    if plan.width == 1 and nodes.rows[-1] < plan.front[-1]:
+    ahead = [row for row in plan.front if row > nodes.rows[-1]]
+    again = unsettled(ground, plan, nodes, seen)
+    if plan.width == 1 and ahead and not again:
         return [_step(ground, plan, nodes, seen, rounds, nfe)]
-    ahead = [row for row in plan.front if row > nodes.rows[-1]][:1]
-    rows = set(ahead)
-    if plan.open and not ahead and rounds >= plan.rounds:  # the target is not reached yet
-        share = min(plan.width, _BEHIND) if nfe < _MOST * ground.total else 1
+    if plan.open:
+        dear = nfe >= _MOST * ground.total
+        if ahead:  # never more rounds than the sampler has evaluations
+            return ahead[:1] if dear or rounds + len(ahead) >= ground.total else _slide(plan.width, again, ahead)
+        share = 1 if dear else min(plan.width, _BEHIND)
+        rows = set(again[:share])
     else:
         share = min(plan.width, max(1, round((plan.rows - nfe) / max(plan.rounds - rounds, 1))))
-    if ahead and rounds == 1:
-        rows |= set(plan.inside)
+        rows = set(ahead[:1])
+        if ahead and rounds == 1:
+            rows |= set(plan.inside)
     for effect, row in candidates(ground, nodes, seen) if len(rows) < share else ():
         if len(rows) >= share or effect <= 0:
             break
         rows.add(row)
     return sorted(rows)
+
+
+def unsettled(ground: Ground, plan: Budget, nodes: Nodes, seen: Impact) -> list[int]:
+    """The nodes, ascending, that a wide window evaluates again before a run may end that goes on until a target is met.
+
+    They are those that have moved by more than ``_SETTLED``, which is less at high noise: there a change lasts and
+    grows, while late ones fade, and their effect can be told. Window 1 has none but what wider ones left.
+    """
+    if plan.loose < 0:
+        return []
+    rows = nodes.rows
+    most = _SETTLED * ground.unit * ground.alpha[rows] / (1 + noise_at(ground.u[rows]) ** 2).sqrt()
+    far = (seen.moved > most).tolist()
+    return [row for row, moved in zip(rows, far, strict=True) if moved and row <= plan.loose]
+
+
+def _slide(width: int, again: list[int], ahead: list[int]) -> list[int]:
+    """The first rows of those still to be evaluated, as a sliding window has them: ``again`` before ``ahead``."""
+    most, new = next((rows, new) for least, rows, new in reversed(_PACES) if width >= least)
+    return (again + ahead[:new])[: min(most, width)]
 
 
 def _step(ground: Ground, plan: Budget, nodes: Nodes, seen: Impact, rounds: int, nfe: int) -> int:

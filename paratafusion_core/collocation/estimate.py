@@ -13,8 +13,10 @@ from .impact import Impact
 from .nodes import Ground, Nodes
 
 #: What a node's movement since its evaluation counts in the picture, and the error that nodes left out would make over
-#: a gap, at window 1 and at wider ones; and the powers of 1 + noise^2 by which both count less where they happen early.
-_COUNTS, _WIDE_COUNTS = (0.41, 0.265), (0.57, 0.2)
+#: a gap; from which window on both count how many times as much; and the powers of 1 + noise^2 by which they count less
+#: where they happen early.
+_COUNTS = 0.41, 0.265
+_WIDER = ((1, 1.0), (5, 1.27))
 _MOVED_FADES, _LEFT_OUT_FADES = 0.6, 0.75
 #: A run goes on until the estimate is so many dB above its target.
 MARGIN = 2.0
@@ -48,7 +50,8 @@ def expected_error(ground: Ground, nodes: Nodes, seen: Impact, noise: Tensor, wi
         noise: ``[K]`` in units of the data's rms. width: most rows of a round.
     """
     quiet, alpha = 1 / (1 + noise[nodes.rows] ** 2), ground.alpha[nodes.rows].clamp(min=1e-6)
-    of_moved, of_left_out = _COUNTS if width == 1 else _WIDE_COUNTS
+    times = next(times for least, times in reversed(_WIDER) if width >= least)
+    of_moved, of_left_out = (times * count for count in _COUNTS)
     moved = of_moved * seen.moved / alpha * quiet**_MOVED_FADES
     between = of_left_out * _between(ground, nodes) / alpha[1:] * quiet[1:] ** _LEFT_OUT_FADES
     return math.sqrt(float(moved.square().sum() + between.square().sum()))

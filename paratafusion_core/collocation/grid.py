@@ -28,6 +28,11 @@ def coordinate(sigma: Tensor, alpha: Tensor, data_rms: float) -> Tensor:
     return -(level + NEAR).log()
 
 
+def noise_at(u: Tensor) -> Tensor:
+    """The noise in units of the data's rms, up to ``FAR``, from the coordinate."""
+    return (-u).exp() - NEAR
+
+
 def place(u: Tensor, count: int, early: bool = False) -> list[int]:
     """``count`` rows (clamped to 2..K), the first and the last among them, spread over u, more densely at the start.
 
@@ -117,7 +122,7 @@ def _clamped(count: int, u: Tensor) -> int:
 
 def _nearer(u: Tensor, near: float) -> Tensor:
     """The coordinate ``u`` with ``near`` instead of ``NEAR``."""
-    return -((-u).exp() - NEAR + near).log()
+    return -(noise_at(u) + near).log()
 
 
 def _gaps(count: int, first: float, rise: float) -> Tensor:

@@ -21,7 +21,7 @@ from ..rows import Scales
 from ..system import System
 from ..trajectory import Part
 from .again import Begun, look_again, obstacle, part_of
-from .budget import Budget, budget, next_rows
+from .budget import Budget, at_window, budget, next_rows, unsettled
 from .doubts import Signs, doubt, watch
 from .estimate import MARGIN, decibels, expected_error
 from .grid import coordinate
@@ -68,7 +68,7 @@ class Found:
     part: Part | None
 
 
-def collocate(job: Job, scales: Scales, report: Report, tell: Tell) -> Found:
+def collocate(job: Job, scales: Scales, report: Report, tell: Tell, window: Callable[[], int] | None = None) -> Found:
     """Run; ``report`` is filled round by round.
 
     After a warm start what is interpolated is how D has changed since. Of a capped run of this system the nodes are
@@ -76,7 +76,7 @@ def collocate(job: Job, scales: Scales, report: Report, tell: Tell) -> Found:
 
     Args:
         scales: of the system.
-        tell: called after each round.
+        tell: called after each round. window: towards a target, the window of the next round; None for the options'.
 
     Raises:
         ValueError: ``denoise`` returned another shape. NotFinite: it returned NaN or infinity.
@@ -110,6 +110,7 @@ def collocate(job: Job, scales: Scales, report: Report, tell: Tell) -> Found:
             elapsed = time.perf_counter() - started  # checking D waited for the device
         off = missed(nodes, rows, d)
         nodes = with_evaluated(ground, nodes, rows, y, d)
+        plan = plan if window is None else at_window(plan, window(), nodes.rows[-1])
         seen = impact(ground, nodes, lasting, off)
         signs = watch(signs, seen, scales, rows, y[0, 0].numel())
         picture = states(ground, nodes, [ground.total])[0]
@@ -121,7 +122,8 @@ def collocate(job: Job, scales: Scales, report: Report, tell: Tell) -> Found:
             report.estimated_db = own if options.peak is None else decibels(error, options.peak)
         _account(report, nodes, seen, scales, len(rows), elapsed)
         spent = report.rounds + cost[0], report.nfe + cost[1]
-        finished = passed and _enough(report, spent, plan, options)
+        waiting = bool(unsettled(ground, plan, nodes, seen))
+        finished = passed and _enough(report, spent, plan, options, waiting)
         rows = [] if finished else next_rows(ground, plan, nodes, seen, *spent)
         finished = finished or not rows  # nothing left to gain: the front always has a next row
         frozen = ground.total if finished else nodes.rows[-1]
@@ -176,14 +178,17 @@ def _check_finite(scales: Scales, rows: list[int], d: Tensor) -> None:
         raise NotFinite(f"denoise returned NaN or infinity at row {row} (sigma {level:g}); finite values are allowed")
 
 
-def _enough(report: Report, spent: tuple[int, int], plan: Budget, options: Options) -> bool:
-    """After the first pass: whether the target or, without one, the plan's evaluations are reached."""
+def _enough(report: Report, spent: tuple[int, int], plan: Budget, options: Options, waiting: bool) -> bool:
+    """After the first pass: whether the target or, without one, the plan's evaluations are reached.
+
+    ``waiting``: nodes are still to be evaluated again.
+    """
     rounds, nfe = spent
     if max(rounds, report.rounds) >= report.sequential_nfe:
         return True
     if options.target is None:
         return rounds >= plan.rounds or nfe >= plan.rows
-    return report.estimated_db is not None and report.estimated_db >= options.target + MARGIN
+    return not waiting and report.estimated_db is not None and report.estimated_db >= options.target + MARGIN
 
 
 def _account(report: Report, nodes: Nodes, seen: Impact, scales: Scales, evaluated: int, seconds: float) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 from torch import Tensor
 
@@ -12,8 +13,11 @@ from ..trajectory import Trajectory, half
 from .run import collocate, refusal
 
 
-def by_collocation(job: Job) -> Solution:
+def by_collocation(job: Job, window: Callable[[], int] | None = None) -> Solution:
     """Run ``job`` with the collocation solver.
+
+    Args:
+        window: towards a target, the window of the next round; None for the options' throughout.
 
     Raises:
         ValueError: it cannot serve the system.
@@ -33,7 +37,7 @@ def by_collocation(job: Job) -> Solution:
             callback(Progress(report.rounds, frozen, K, report.nfe, first, residual, shown))
 
     scales = Scales.of(system, options.flow, options.data_rms)
-    found = collocate(job, scales, report, tell)
+    found = collocate(job, scales, report, tell, window)
     trajectory = None
     if found.D is not None:
         kept = half(found.D).reshape(K, *shape).cpu()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from paratafusion_core import Options, schedules, solve
 from paratafusion_core.cli.sample import Task, make_task
+from paratafusion_core.collocation.budget import Budget, at_window, unsettled
 from paratafusion_core.collocation.grid import (
     _SPREADS,
     _SURE,
@@ -21,10 +23,13 @@ from paratafusion_core.collocation.grid import (
     interpolation,
     left_out,
     middle,
+    noise_at,
     place,
     place_surely,
     subdivide,
 )
+from paratafusion_core.collocation.impact import impact
+from paratafusion_core.collocation.nodes import Ground, agree
 from paratafusion_core.denoisers import Denoise
 from paratafusion_core.plan import collocation_rounds, target_rows
 
@@ -109,8 +114,7 @@ def test_rows_towards_a_target_are_dense_early_and_evenly_so() -> None:
 @pytest.mark.parametrize("steps", [10, 20, 50])
 def test_low_targets_begin_with_no_fewer_rows_than_a_sketch(steps: int) -> None:
     """Estimates of runs of a few rows are 15 dB too high."""
-    for window in (1, 2):
-        assert target_rows(steps, 5.0, window) == target_rows(steps, 36.0, window)
+    assert target_rows(steps, 5.0) == target_rows(steps, 36.0)
 
 
 def test_evaluating_again_never_costs_more_than_the_sampler() -> None:
@@ -120,6 +124,52 @@ def test_evaluating_again_never_costs_more_than_the_sampler() -> None:
     options = Options("collocation", window=1, target_db=60.0, data_rms=task.data_rms)
     report = solve(task.system, lambda x, sigma: torch.tanh(3 * x * wild), options).report
     assert report.nfe == report.rounds <= 20
+
+
+@pytest.mark.parametrize("window", [2, 4, 8])
+@pytest.mark.parametrize("steepness", [3.0, 30.0])
+def test_nodes_that_never_settle_are_left_in_the_end(window: int, steepness: float) -> None:
+    """A denoiser that follows its state beyond reason: never more rounds than the sampler has evaluations."""
+    task = make_task("large red ring", "ddim", "normal", 20, 4.0, 0)
+    wild = torch.randn(task.system.S[0].shape, generator=torch.Generator().manual_seed(0))
+    options = Options("collocation", window=window, target_db=60.0, data_rms=task.data_rms)
+    report = solve(task.system, lambda x, sigma: torch.tanh(steepness * x * wild), options).report
+    assert report.rounds <= 20 and max(report.rows_per_round) <= window
+    assert report.frozen_per_round[-1] == 20
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_towards_a_target_every_window_walks_the_same_rows(seed: int) -> None:
+    task = make_task("small blue ring", "ddim", "normal", 50, 4.0, seed)
+    rounds = []
+    for window in (1, 2, 4, 6):
+        asked, denoise = listened(task)
+        options = Options("collocation", window=window, target_db=42.0, data_rms=task.data_rms)
+        report = solve(task.system, denoise, options).report
+        u = coordinate(task.system.sigmas, torch.ones(50, dtype=torch.float64), task.data_rms)
+        front = task.system.sigmas[place_surely(u, target_rows(50, 42.0))]
+        assert {round(float(s), 4) for s in front} <= {round(s, 4) for s in asked}
+        assert max(report.rows_per_round) <= window
+        rounds.append(report.rounds)
+    assert rounds == sorted(rounds, reverse=True) and rounds[3] < 0.6 * rounds[0]
+
+
+def test_wide_windows_evaluate_again_what_moved_far_for_its_noise() -> None:
+    """The same movement is too far early and near enough late; window 1 has only what wider windows left."""
+    u = levels(20)
+    ground = Ground(torch.zeros(21, 1, 4), torch.zeros(21, 20, dtype=torch.float64), u, u * 0, u * 0 + 1)
+    rows = [0, 4, 10, 16, 19]
+    moved = torch.tensor([0.0, 0.02, 0.02, 0.02, 0.02], dtype=torch.float64)
+    nodes = agree(ground, rows, torch.zeros(5, 1, 4), torch.zeros(5, 1, 4))
+    seen = replace(impact(ground, nodes, torch.ones(20), torch.zeros(1, 1, 4)), moved=moved)
+    noise = noise_at(u[rows])
+    assert noise[1] > 3 and noise[4] < 0.5
+    plan = Budget(rows, 5, 5, 4, [], True, 19)
+    far = [row for row, level in zip(rows, noise.tolist(), strict=True) if row and 0.05 / (1 + level**2) ** 0.5 < 0.02]
+    assert unsettled(ground, plan, nodes, seen) == far and 4 in far and 19 not in far
+    assert unsettled(ground, at_window(plan, 1, 3), nodes, seen) == []
+    assert unsettled(ground, at_window(plan, 1, 4), nodes, seen) == [4]
+    assert at_window(replace(plan, open=False), 1, 4).width == 4
 
 
 @pytest.mark.parametrize("window", [4, 8, "full"])

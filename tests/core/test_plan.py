@@ -106,9 +106,9 @@ class Synthetic:
         self.rows += len(x)
         return self._task.denoise(x, sigma)
 
-    def run(self, preset: str = "balanced", **known: object) -> Report:
+    def run(self, preset: str = "balanced", asked: Options | None = None, **known: object) -> Report:
         machine = Machine(clock=lambda: self.now, **known)  # type: ignore[arg-type]
-        options = Options("auto", preset, window="auto", data_rms=self._task.data_rms)
+        options = asked or Options("auto", preset, window="auto", data_rms=self._task.data_rms)
         done = solve(self._task.system, self.denoise, options, machine=machine, keep_trajectory=False)
         assert done.report.nfe + done.report.probe_nfe == self.rows
         return done.report
@@ -173,7 +173,8 @@ def test_late_first_calls_do_not_decide(task, plans, preset, w, late):
 
 def test_rounds_whose_rows_were_found_again_tell_nothing(task):
     """Row 0 is not evaluated twice where the plan changes; its round would say that a row takes no time."""
-    report = Synthetic(task, lambda _: 16.0, 0.0, 0).run("standard")
+    asked = Options("auto", "standard", window="auto", rows=30, data_rms=task.data_rms)
+    report = Synthetic(task, lambda _: 16.0, 0.0, 0).run(asked=asked)
     assert report.recalled and report.recalled[0] == 0 and dict(report.opening) == {1: 17.0, 2: 18.0}
     assert all(seconds > 0 for _, seconds in report.opening)
     assert len(report.calls()) == len(report.opening) + report.rounds - len(report.recalled)
@@ -194,6 +195,15 @@ def test_a_machine_that_changes_gets_another_plan(task):
     report = machine.run()
     assert max(report.window_per_round) >= 4
     assert report.window_per_round[-3:] == [1, 1, 1]
+
+
+def test_collocation_widens_its_window_where_later_rounds_show_that_to_be_faster(task):
+    """Every window walks the same rows, so that no row is lost by it."""
+    machine = Synthetic(task, lambda _: 16.0, 0.0, 0)
+    report = machine.run("standard")
+    assert report.solver == "collocation" and report.probe_nfe == 0 and not report.recalled
+    assert report.plan.startswith("collocation, window 4") and "later window 6" in report.plan
+    assert report.estimated_db >= 42 and report.rows_per_round[:2] == [1, 2] and max(report.rows_per_round) > 4
 
 
 def test_rows_of_a_plan_that_is_left_are_not_evaluated_again():

@@ -164,7 +164,7 @@ def test_where_every_round_is_one_row_one_row_is_looked_at(steps: int, known: di
     assert fidelity(done.x, reference).psnr_db > 60
 
 
-@pytest.mark.parametrize(("w", "known", "window"), [(0.0, KNOWN, 1), (9.0, {}, 4)])
+@pytest.mark.parametrize(("w", "known", "window"), [(0.0, KNOWN, 1), (9.0, {}, 6)])
 def test_a_collocation_sketch_is_gone_on_with_as_it_was_planned(w: float, known: dict[int, float], window: int) -> None:
     problem = long("ddim", 1)
     options = Options("auto", "standard", window="auto")
