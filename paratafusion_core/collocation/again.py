@@ -118,7 +118,7 @@ def _restored(ground: Ground, part: Part, trajectory: Tensor) -> Nodes:
     rows = list(part.rows)
     D = send(trajectory[rows], ground.S)
     moved, turned, *secant = send(part.changes, ground.S).reshape(len(part.changes), *D.shape)
-    _, W = grid(ground, rows)
+    _, W, _ = grid(ground, rows)
     x = ground.S[rows] + (send(W[rows], D) @ D.flatten(1)).view_as(D)
     known = None
     if secant:

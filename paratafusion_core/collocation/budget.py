@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from ..options import Options
 from ..plan import collocation_rounds, target_rows
-from .grid import even, noise_at, place, place_surely, subdivide
+from .grid import even, place, place_surely, subdivide
 from .impact import Impact, candidates
 from .nodes import Ground, Nodes
 
@@ -105,10 +105,8 @@ def unsettled(ground: Ground, plan: Budget, nodes: Nodes, seen: Impact) -> list[
     """
     if plan.loose < 0:
         return []
-    rows = nodes.rows
-    most = _SETTLED * ground.unit * ground.alpha[rows] / (1 + noise_at(ground.u[rows]) ** 2).sqrt()
-    far = (seen.moved > most).tolist()
-    return [row for row, moved in zip(rows, far, strict=True) if moved and row <= plan.loose]
+    far = (seen.moved > _SETTLED * ground.quiet[nodes.rows]).tolist()
+    return [row for row, moved in zip(nodes.rows, far, strict=True) if moved and row <= plan.loose]
 
 
 def _slide(width: int, again: list[int], ahead: list[int]) -> list[int]:

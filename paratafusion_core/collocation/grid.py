@@ -191,8 +191,8 @@ def left_out(u: Tensor) -> Tensor:
     return weights
 
 
-def interpolation(u: Tensor, nodes: list[int]) -> Tensor:
-    """``M [K, n]``: D of every row from D of the nodes.
+def interpolation(u: Tensor, nodes: list[int], leaning: Tensor | None = None) -> Tensor:
+    """``M [K, n]``: D of every row from D of the nodes; ``leaning`` are the nodes' ``slopes``, where they are known.
 
     Cubic Hermite between nodes (linear while there are two), held while there is one. Beyond the last node the line
     through the last two bends towards where it is one gap later: a straight one sends rows too far on. Exact at the
@@ -218,7 +218,7 @@ def interpolation(u: Tensor, nodes: list[int]) -> Tensor:
     M[rows, gap] = 1 - rise
     M[rows, gap + 1] = rise
     if n > 2:
-        leaning = slopes(at)
+        leaning = slopes(at) if leaning is None else leaning
         M[:last] += (h * t * (1 - t) ** 2)[:, None] * leaning[gap] - (h * t**2 * (1 - t))[:, None] * leaning[gap + 1]
     ahead = -torch.expm1(-(u[last:] - at[-1]) / width[-1])
     M[last:, n - 1] = 1 + ahead

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ..devices import send
-from .grid import middle, slopes
+from .grid import middle
 from .nodes import Ground, Nodes
 
 #: A state that has moved by m is taken to change its D by this share of m beyond what its slope foresaw: measured
@@ -51,7 +52,7 @@ def impact(ground: Ground, nodes: Nodes, lasting: Tensor, missed: Tensor) -> Imp
     """
     rows, secants = nodes.rows, nodes.secants
     at = ground.u[rows]
-    bends = torch.diff(slopes(at), dim=0)
+    bends = torch.diff(nodes.leaning, dim=0)
     bent = (send(bends, nodes.D) @ nodes.D.flatten(1)).view(len(bends), *nodes.D.shape[1:])
     vectors = torch.cat([nodes.moved, bent, nodes.D.diff(dim=0), missed])
     norms = torch.linalg.vector_norm(vectors, dim=-1).amax(1) / vectors.shape[-1] ** 0.5
@@ -81,14 +82,16 @@ def impact(ground: Ground, nodes: Nodes, lasting: Tensor, missed: Tensor) -> Imp
     )
 
 
-def candidates(ground: Ground, nodes: Nodes, seen: Impact) -> list[tuple[float, int]]:
+def candidates(ground: Ground, nodes: Nodes, seen: Impact) -> Iterator[tuple[float, int]]:
     """Rows worth evaluating, with their expected effect, the largest first; moved nodes and middles of gaps.
 
     A new row counts half: it changes the nodes behind it, which then want evaluating again (demo network, 16 seeds,
     30 evaluations at window 4: worst picture 39.7 dB with equal counting, 38.9 with double, 41.9 with half).
     """
-    found = [(float(seen.again[q]), row) for q, row in enumerate(nodes.rows) if row]
-    for q, (a, b) in enumerate(zip(nodes.rows, nodes.rows[1:], strict=False)):
+    rows = nodes.rows
+    found = [(effect, row, row) for effect, row in zip(seen.again.tolist(), rows, strict=True) if row]
+    for effect, a, b in zip((0.5 * seen.gaps).tolist(), rows, rows[1:], strict=False):
         if b - a > 1:
-            found.append((0.5 * float(seen.gaps[q]), middle(ground.u, a, b)))
-    return sorted(found, reverse=True)
+            found.append((effect, a, b))
+    for effect, a, b in sorted(found, reverse=True):
+        yield effect, a if a == b else middle(ground.u, a, b)

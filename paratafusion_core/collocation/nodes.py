@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from ..devices import send
-from .grid import interpolation
+from .grid import interpolation, noise_at, slopes
 
 #: Share of the Gaussian slope that is used. Guided networks follow their state less than a Gaussian denoiser: of 0,
 #: 0.3, 0.5, 0.7 and 1, 0.5 is best or within 0.6 dB of it in six problems of the demo network (16 seeds).
@@ -56,6 +56,11 @@ class Ground:
     def weights(self) -> Tensor:
         return torch.nn.functional.pad(self.C.abs().cumsum(1), (1, 0))
 
+    @cached_property
+    def quiet(self) -> Tensor:
+        """``[K]`` the data's rms in a state, over sqrt(1 + noise^2)."""
+        return self.unit * self.alpha / (1 + noise_at(self.u) ** 2).sqrt()
+
     def inside(self, rows: list[int]) -> Tensor:
         """``[n-1]`` what D of the rows inside each gap of ``rows`` weighs in the state at the gap's end."""
         places = torch.tensor(rows)
@@ -84,8 +89,8 @@ class Nodes:
     Attributes:
         rows: their numbers. y, d: ``[n, B, d]`` the state and denoised picture of each row's last evaluation.
         secants: None until a row was evaluated twice.
-        D: ``[n, B, d]`` solution of (1). M: ``[K, n]``, W: ``[K+1, n]`` float64 on the CPU. moved: ``[n, B, d]``,
-            how far the states have moved from y.
+        D: ``[n, B, d]`` solution of (1). M: ``[K, n]``, W: ``[K+1, n]``, leaning: ``[n, n]`` weights of the slopes at
+            the nodes; float64 on the CPU. moved: ``[n, B, d]``, how far the states have moved from y.
     """
 
     rows: list[int]
@@ -95,6 +100,7 @@ class Nodes:
     D: Tensor
     M: Tensor
     W: Tensor
+    leaning: Tensor
     moved: Tensor
 
 
@@ -148,15 +154,16 @@ def _renewed(ground: Ground, nodes: Nodes, rows: list[int], y: Tensor, d: Tensor
     return Secants(s, E, span)
 
 
-def grid(ground: Ground, rows: list[int]) -> tuple[Tensor, Tensor]:
-    """M ``[K, n]`` and W ``[K+1, n]`` of the nodes ``rows``."""
-    M = interpolation(ground.u, rows)
-    return M, ground.C @ M
+def grid(ground: Ground, rows: list[int]) -> tuple[Tensor, Tensor, Tensor]:
+    """M ``[K, n]``, W ``[K+1, n]`` and the slopes' weights ``[n, n]`` of the nodes ``rows``."""
+    leaning = slopes(ground.u[rows])
+    M = interpolation(ground.u, rows, leaning)
+    return M, ground.C @ M, leaning
 
 
 def agree(ground: Ground, rows: list[int], y: Tensor, d: Tensor, secants: Secants | None = None) -> Nodes:
     """Solve (1)."""
-    M, W = grid(ground, rows)
+    M, W, leaning = grid(ground, rows)
     theta, own = ground.theta[rows], W[rows]
     A = torch.linalg.inv(torch.eye(len(own), dtype=torch.float64) - theta[:, None] * own)
     S = ground.S[rows]
@@ -165,7 +172,7 @@ def agree(ground: Ground, rows: list[int], y: Tensor, d: Tensor, secants: Secant
     if secants is not None:
         rest = _combine(own, D, S) - y
         D = _combine(A, fixed + secants.E * _along(secants, own @ A, rest))
-    return Nodes(rows, y, d, secants, D, M, W, _combine(own, D, S) - y)
+    return Nodes(rows, y, d, secants, D, M, W, leaning, _combine(own, D, S) - y)
 
 
 def _along(secants: Secants, spread: Tensor, rest: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Callable
@@ -198,13 +199,12 @@ def _account(report: Report, nodes: Nodes, seen: Impact, scales: Scales, evaluat
     report.rows_per_round.append(evaluated)
     report.model_seconds += seconds
     report.window_per_round.append(evaluated)
-    unit = scales.allowed * scales.data_rms
-    values = torch.full((nodes.rows[-1] + 1,), 0.0, dtype=torch.float64)
-    for q, (a, b) in enumerate(zip(nodes.rows, nodes.rows[1:], strict=False)):
-        values[a + 1 : b] = seen.bend[q]
-    values[nodes.rows] = seen.moved
-    unit = torch.where(unit > 0, unit, 1.0)[: len(values)]
-    report.residuals.append((0, (values / unit).tolist()))
+    bend, moved = seen.bend.tolist(), seen.moved.tolist()
+    values = moved[:1]
+    for q, (a, b) in enumerate(itertools.pairwise(nodes.rows)):
+        values += [bend[q]] * (b - a - 1) + [moved[q + 1]]
+    units = (scales.allowed * scales.data_rms).tolist()
+    report.residuals.append((0, [value / (unit or 1.0) for value, unit in zip(values, units, strict=False)]))
 
 
 def _all_rows(nodes: Nodes) -> Tensor:
