@@ -29,22 +29,28 @@ def expected_error(ground: Ground, nodes: Nodes, seen: Impact, noise: Tensor, wi
     added up as independent; the latter as large as where a node is left out and interpolated from the others, times the
     cube root of the rows from node to node, which was found: without it a problem's runs are told 3 dB too much or too
     little, as its schedule is fine or coarse. The numbers were fitted on 780 runs of three networks (13 problems of 20
-    to 100 steps, window 1, 42 dB; the embedded one and two that were trained for 3500 steps, 48/80 and 64/96 channels;
-    for wider windows on 624 of window 2 and of window 4 each) and moved by half a dB after 720 more, as a compromise:
-    fitted on one network they are 1 to 2 dB off on another, which nothing in a run foretells (how the error falls from
-    gaps of four to gaps of two, shares of both parts, gradient boosting over bands of noise).
+    to 100 steps, window 1, 42 dB; the embedded one and two that were trained for 3500 steps, 48/80 and 64/96 channels)
+    and moved by half a dB after 720 more, as a compromise: fitted on one network they are 1 to 2 dB off on another,
+    which nothing in a run foretells (how the error falls from gaps of four to gaps of two, shares of both parts,
+    gradient boosting over bands of noise). They hold for windows 2 to 4, too (360 runs each); 6 wants a quarter more.
 
-    Of runs looked at once, at the end (window 1, 42 dB, ten problems of 30 to 100 steps) the estimate is within 3 dB of
-    the truth in 86 % and more than 6 dB too high in 0.6 % (embedded network, 720 runs), 78 % and 4.8 %, 86 % and 4.0 %
-    (the other two, 480 runs each). At window 2 it is 71 % and 1.7 %, at window 4 74 % and 4.2 % (embedded, 240 runs
-    each): early rows are evaluated there at states that go on moving. Several front rows a round, with and without
-    evaluating others again, were tried at window 4 (rows of window 1): no surer, or dearer by a third.
+    Of runs looked at once, at the end (42 dB, ten problems of 30 to 100 steps) the estimate is within 3 dB of the truth
+    in 86 % and more than 6 dB too high in 0.6 % (embedded network, window 1, 720 runs), 78 % and 4.8 %, 86 % and 4.0 %
+    (the other two, 480 runs each); at window 2 in 85 % and 2.1 %, at window 4 in 80 % and 2.1 %, at 6 in 70 % and 2.9 %
+    (embedded, 240 runs each; the other two at window 4 78 % and 3.7 %, 75 % and 4.2 %).
+
+    What is told wrongly was decided early. There D turns within one gap of two rows, the state behind it is off by
+    0.002 to 0.03, and that becomes 0.6 to 26 times as much in the picture, as the slope along it is up to 5; the gap's
+    own error is foretold to 3.5 to 4 dB at best. So early rows are dense and settled (``budget.unsettled``), that late
+    errors decide, which can be told. A front of 9 to 13 rows at windows above 1, some of them evaluated twice, was more
+    than 6 dB too high in 12 to 17 % on a network that nothing was fitted on; all rows settled alike, 10 to 30 %.
 
     What came no nearer: bends beside nodes left out, the ratio of both, the width of a gap beside those around it, a
     weight of its own for the last gap or for rows evaluated twice, surprises; gradient boosting over all of these in
-    bands of noise. The difference from the picture of another interpolation through the same nodes has nothing in
-    common with the error (cosines within 0.05), and the difference from a second run with fewer rows tells the error of
-    that one within 1 to 2 dB, of this one only within 4.
+    bands of noise; how far the picture moves from round to round (correlation with the estimate's error at most 0.09).
+    The difference from the picture of another interpolation through the same nodes has nothing in common with the error
+    (cosines within 0.05), and the difference from a second run with fewer rows tells the error of that one within 1 to
+    2 dB, of this one only within 4.
 
     Args:
         noise: ``[K]`` in units of the data's rms. width: most rows of a round.

@@ -26,6 +26,11 @@ from .grid import interpolation, noise_at, slopes
 
 #: Share of the Gaussian slope that is used. Guided networks follow their state less than a Gaussian denoiser: of 0,
 #: 0.3, 0.5, 0.7 and 1, 0.5 is best or within 0.6 dB of it in six problems of the demo network (16 seeds).
+#: Along a node's movement the slope of three networks is nearly 0.35 - 0.28 (w - 1) above noise 3, with the guidance
+#: scale w (0.35 at CFG 1, -0.5 at 4, -1.3 at 7.5; deviations as large); below noise 1 low spatial frequencies have 0.5
+#: to 1, high ones 0.1. Neither that law nor a table by noise and frequency gained anything: means 1.6 dB lower to 0.5
+#: higher, worst pictures better and worse (24 and 16 seeds). With exact states at its nodes a run of 8 rows would be
+#: 15 dB nearer, but D beyond the last node is foretold only 1 to 2 dB better by a regression for each frequency.
 SLOPE = 0.5
 #: A secant is believed up to so many times the movement that it was measured over.
 _REACH = 4.0
