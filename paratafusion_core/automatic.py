@@ -32,10 +32,9 @@ def automatic(job: Job, machine: Machine) -> Solution:
         # it stopped before there was a plan: to begin anew costs its row, as looking at it again would
         job, question, part = replace(job, warm=None), replace(question, warm=False), None
     shared = Shared(job.denoise, question, machine)
-    if part is None:
-        plan = shared.opening()
-    else:
-        plan = _plan_of(part, question, machine)
+    plan = shared.opening() if part is None else _plan_of(part, question, machine)
+    shared.window = plan.window
+    if part is not None and plan.solver == "collocation":
         shared.go_on(plan.window)
     while plan.solver == "collocation":
         chosen = replace(options, solver="collocation", window=plan.window)
@@ -45,11 +44,11 @@ def automatic(job: Job, machine: Machine) -> Solution:
             plan = other.plan
         else:
             if shared.plan is not None:
-                _tell_plan(done.report, shared.plan, why, shared.window)
+                _tell_plan(done.report, shared.plan, why, shared.used)
             elif part is not None:
                 done.report.plan = f"{plan}, as the sketch had it; took {sum(done.report.seconds_per_round):.3g} s"
             _tell_calls(done.report, shared)
-            return _leaving(done, 0 if shared.watching and len(shared.calls) < 2 else shared.window)
+            return _leaving(done, shared.timing())
     return _by_window(job, question, shared, why)
 
 
@@ -81,7 +80,7 @@ def _plan_of(part: Part, question: Question, machine: Machine) -> Plan:
     if part.solver != "collocation" or part.timing is None:
         return Plan("sequential", 1, None, 0.0, 0.0)
     window = part.timing.window
-    return Plan("collocation", min(window, machine.most or window), question.rows, 0.0, 0.0)
+    return Plan("collocation", min(window, machine.most or window, question.total), question.rows, 0.0, 0.0)
 
 
 def _windowed(options: Options) -> Options:
@@ -103,12 +102,12 @@ def _by_window(job: Job, question: Question, shared: Shared, why: str | None) ->
     return done
 
 
-def _leaving(done: Solution, window: int) -> Solution:
-    """``done``, which tells a run that finishes it the plan's window, 0 where there was no plan yet."""
+def _leaving(done: Solution, timing: Timing) -> Solution:
+    """``done``, which tells a run that finishes it the plan."""
     kept = done.trajectory
     if kept is None or kept.part is None:
         return done
-    return replace(done, trajectory=replace(kept, part=replace(kept.part, timing=Timing(window))))
+    return replace(done, trajectory=replace(kept, part=replace(kept.part, timing=timing)))
 
 
 def _tell_calls(report: Report, shared: Shared) -> None:
@@ -121,7 +120,7 @@ def _tell_calls(report: Report, shared: Shared) -> None:
 
 def _widest(report: Report) -> int:
     """The widest window of a run's second half."""
-    return max(report.window_per_round[len(report.window_per_round) // 2 :], default=1)
+    return max(report.window_per_round[len(report.window_per_round) // 2 :])
 
 
 def _tell_plan(report: Report, plan: Plan, why: str | None, later: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from torch import Tensor
 from .denoisers import Denoise
 from .plan import (
     CHANGE,
+    TRIED,
     Machine,
     Plan,
     Question,
@@ -19,10 +21,10 @@ from .plan import (
     fit,
     typical,
 )
+from .timing import Timing
 
-#: Windows up to so many times the largest batch that was measured are tried: the next round tells, and they are left
-#: again at no cost.
-_TRIED = 3
+#: A size that was called once and took so many times what the others foretell was late.
+_SURPRISE = 1.4
 #: More than jitter makes of one row against two, or of two against twice one: such a call was late.
 _LATE = 1.25
 
@@ -46,7 +48,7 @@ class Shared:
 
     Attributes:
         calls: (rows, seconds) of those that were measured.
-        window: of collocation from now on. plan: made after the measurements, None before.
+        window: of collocation from now on. used: of its last round. plan: made after the measurements, None before.
         lost: rows evaluated that no plan used.
         watching: the latencies are still to be measured.
         recalled: numbers of the calls, from the plan on, whose rows had been evaluated before, all or some: what these
@@ -59,7 +61,7 @@ class Shared:
         self.calls: list[tuple[int, float]] = []
         self.recalled: list[int] = []
         self._since = 0
-        self.window = 1
+        self.window = self.used = 1
         self.watching = self._steering = False
         self.plan: Plan | None = None
         self.lost = 0
@@ -73,17 +75,13 @@ class Shared:
         elif latency is not None:
             plan = self.plan = choose(question, latency, engine=machine.engine, most=machine.most)
         else:
-            window = collocation_windows(question.total, machine.most)[:2][-1]
+            window = collocation_windows(question, machine.most)[:2][-1]
             self.watching = window > 1
             plan = Plan("collocation", window, question.rows, 0.0, 0.0)
-        self.window = plan.window
         return plan
 
-    def go_on(self, window: int) -> None:
-        """Collocation is under way at ``window``."""
-        self.window, self._steering = window, bool(self._question.target)
-
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
+        self.used = self.window
         if not self.watching:
             if self._steering:
                 D = self._timed(x, sigma)
@@ -105,7 +103,7 @@ class Shared:
         """Whether one row and two may have been late alike, as each was measured once and two took no longer."""
         sizes = [rows for rows, _ in self.calls]
         found = self._measured()
-        if self.machine.latencies or sorted(sizes) != [1, 2]:
+        if not self._question.target or self.machine.latencies or sorted(sizes) != [1, 2]:
             return False
         return found[2] < _LATE * found[1]
 
@@ -141,8 +139,9 @@ class Shared:
     def _decide(self, latencies: Mapping[int, float]) -> None:
         """Go on with collocation, or not.
 
-        Towards a target its wider windows make use of all that was evaluated; window 1 of one row a round. With a
-        number of rows wider windows than 2 evaluate others in their second round; plans without it make use of row 0.
+        Towards a target its wider windows make use of all that was evaluated, window 1 of one row a round, and other
+        plans of row 0. With a number of rows instead, windows are near equals in time but not in quality: what is lost
+        counts in the prediction only.
         """
         latency = fit(latencies)
         assert latency is not None
@@ -151,29 +150,50 @@ class Shared:
         def lost(solver: str, window: int) -> float:
             if solver != "collocation":
                 return sum(latency(rows) for rows in wide)
-            if window == 1:
-                return latency.c * sum(rows - 1 for rows in wide)
-            return 0.0 if question.target or window == 2 else latency.w * len(wide)
+            return latency.c * sum(rows - 1 for rows in wide) if window == 1 else 0.0
 
-        question, machine = self._question, self.machine
-        before = self.window
-        self.plan = choose(question, latency, engine=machine.engine, most=machine.most, now=before, lost=lost)
-        if self.plan.solver == "collocation" and (question.target or self.plan.window == before):
-            self._kept = []
-            self.go_on(self.plan.window)
-            self._steer()
+        question, machine, before = self._question, self.machine, self.window
+        if question.target:
+            plan = choose(question, latency, engine=machine.engine, most=machine.most, now=before, lost=lost)
+        else:
+            plan = choose(question, latency, engine=machine.engine, most=machine.most)
+            again = latency.w * len(wide) if plan.solver == "collocation" and plan.window > 2 else 0.0
+            plan = replace(plan, seconds=plan.seconds + lost(plan.solver, plan.window) + again)
+        self.plan, self.window = plan, plan.window
+        if plan.solver == "collocation" and (question.target or plan.window == before):
+            self._kept, self._steering = [], bool(question.target)
             return
-        self.window = self.plan.window
         self.lost += len(self._kept)
-        raise Replan(self.plan)
+        raise Replan(plan)
+
+    def go_on(self, window: int) -> None:
+        """Collocation is under way."""
+        self.window, self._steering = window, bool(self._question.target)
+
+    def timing(self) -> Timing:
+        """What a run that goes on from here needs to know, once one row and two were measured."""
+        return Timing() if self.watching and len(self.calls) < 2 else Timing(self.window)
 
     def _steer(self) -> None:
-        """Another window of collocation, if by all rounds so far it is clearly faster than this one."""
-        latency = fit(self._measured()) if self._steering else None
+        """Another window of collocation, if it is clearly faster than this one by the rounds so far.
+
+        Of what was called once, one row counts only where too little is known without it, as the first call of all may
+        be late, and wide windows look better then than they are; larger batches only where they were not late.
+        """
+        measured, once = self._measured(), {rows for rows, _ in self.calls} - self.machine.latencies.keys()
+        once = {rows for rows in once if [size for size, _ in self.calls].count(rows) == 1}
+        if len(measured) > 2 and 1 in once:
+            del measured[1]
+        for rows in sorted(once - {1, 2}):
+            rest = fit({size: seconds for size, seconds in measured.items() if size != rows})
+            if rest is not None and measured[rows] > _SURPRISE * rest(rows):
+                del measured[rows]
+        latency = fit(measured)
         if latency is None:
             return
-        able = collocation_windows(self._question.total, self.machine.most)
-        seconds = {w: latency.total(collocation_work(self._question, w)) for w in able if w <= _TRIED * latency.known}
+        able = collocation_windows(self._question, self.machine.most)
+        able = [self.window, *(window for window in able if window <= TRIED * latency.known)]
+        seconds = {window: latency.total(collocation_work(self._question, window)) for window in able}
         best = min(seconds, key=lambda window: seconds[window])
         if seconds[best] < CHANGE * seconds[self.window]:
             self.window = best

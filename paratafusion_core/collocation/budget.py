@@ -21,7 +21,8 @@ _MOVED_FAR = 0.03
 _SETTLED = 0.05
 #: Towards a target: from which window on a round takes so many rows on its way, and so many of them new ones.
 _PACES = ((1, 1, 1), (2, 2, 2), (3, 3, 2), (5, 6, 3))
-#: Most rows of a round behind the plan, until so many times the sampler's evaluations are spent; then it is one.
+#: Towards a target: most rows of a round behind the front; and a round takes one row once so many times the sampler's
+#: evaluations are spent.
 _BEHIND, _MOST = 4, 2
 
 
@@ -31,7 +32,7 @@ class Budget:
 
     Attributes:
         front: rows of the first pass, in order, unless window 1 leaves it (``_step``). rounds, rows: of the pass
-            and what follows it; a target in dB may add to both. width: most rows of a round.
+            and what follows it, without a target. width: most rows of a round.
         inside: rows of the first gap that are evaluated with its end, or the row after it: pictures are decided there,
             and nothing is known of it yet.
         open: towards a target: what is evaluated again costs the front no row, and rounds follow behind the plan.
@@ -54,15 +55,18 @@ def budget(ground: Ground, options: Options) -> Budget:
     width = K if options.window == "full" else 1 if options.window == "auto" else min(int(options.window), K)
     rows = options.rows
     if options.target is not None:
-        front = place_surely(ground.u, rows or target_rows(K, options.target))
-        return Budget(front, len(front), len(front), width, [], True, K - 1 if width > 1 else -1)
+        front = place_surely(ground.u, target_rows(K, options.target, rows))
+        return at_window(Budget(front, len(front), len(front), 1, [], open=True), width, 0)
     rows = rows or _ROWS[min(width, 4)]
     if width == 1:
         front = place(ground.u, rows)
         return Budget(front, len(front), len(front), 1, [])
     rounds = collocation_rounds(rows, width, K)
     front = place(ground.u, max(rounds - 1, 2), early=width > 2)
-    inside = subdivide(ground.u, 0, front[1], width - 1) or (front[2:3] if width == 2 else [])
+    inside = subdivide(ground.u, 0, front[1], width - 1)
+    if width == 2:  # the automatic plan opens with it, and may go on with window 1
+        single = place(ground.u, rows)
+        inside = single[1:2] if single[1] < front[1] else inside or front[2:3]
     return Budget(front, max(rounds, len(front)), rows, width, inside[: max(rows - 2, 0)])
 
 
@@ -73,16 +77,21 @@ def at_window(plan: Budget, width: int, last: int) -> Budget:
     return replace(plan, width=width, loose=last if width == 1 else plan.front[-1])
 
 
-def next_rows(ground: Ground, plan: Budget, nodes: Nodes, seen: Impact, rounds: int, nfe: int) -> list[int]:
-    """The rows of the next round, ascending: the next front node, and what is expected to matter most behind it."""
+def next_rows(
+    ground: Ground, plan: Budget, nodes: Nodes, seen: Impact, rounds: int, nfe: int, again: list[int]
+) -> list[int]:
+    """The rows of the next round, ascending: the next front node, and what is expected to matter most behind it.
+
+    ``again`` are the ``unsettled`` ones.
+    """
     ahead = [row for row in plan.front if row > nodes.rows[-1]]
-    again = unsettled(ground, plan, nodes, seen)
     if plan.width == 1 and ahead and not again:
         return [_step(ground, plan, nodes, seen, rounds, nfe)]
     if plan.open:
         dear = nfe >= _MOST * ground.total
-        if ahead:  # never more rounds than the sampler has evaluations
-            return ahead[:1] if dear or rounds + len(ahead) >= ground.total else _slide(plan.width, again, ahead)
+        if ahead:
+            spare = ground.total - rounds - len(ahead)  # never more rounds than the sampler has evaluations
+            return ahead[:1] if dear else _slide(plan.width, again if spare > 0 else [], ahead)
         share = 1 if dear else min(plan.width, _BEHIND)
         rows = set(again[:share])
     else:

@@ -100,7 +100,7 @@ def collocate(job: Job, scales: Scales, report: Report, tell: Tell, window: Call
     plan = budget(ground, options)
     report.window_reason = _in_words(plan, options)
     lasting = (1 + scales.noise**2) ** -0.25
-    rows, finished, own = plan.front[:1], False, None
+    rows, finished, own, widest = plan.front[:1], False, None, plan.width
     while True:
         started = time.perf_counter()
         if begun is not None and begun.nodes is not None and report.rounds == 0:
@@ -112,21 +112,23 @@ def collocate(job: Job, scales: Scales, report: Report, tell: Tell, window: Call
             elapsed = time.perf_counter() - started  # checking D waited for the device
         off = missed(nodes, rows, d)
         nodes = with_evaluated(ground, nodes, rows, y, d)
-        plan = plan if window is None else at_window(plan, window(), nodes.rows[-1])
         seen = impact(ground, nodes, lasting, off)
         signs = watch(signs, seen, scales, rows, y[0, 0].numel())
         picture = states(ground, nodes, [ground.total])[0]
         passed = nodes.rows[-1] >= plan.front[-1]
         if passed:
-            error = expected_error(ground, nodes, seen, scales.noise, plan.width)
+            error = expected_error(ground, nodes, seen, scales.noise, widest)
             span = float(picture.max() - picture.min())
             own = decibels(error, span)
             report.estimated_db = own if options.peak is None else decibels(error, options.peak)
         _account(report, nodes, seen, scales, len(rows), elapsed)
         spent = report.rounds + cost[0], report.nfe + cost[1]
-        waiting = bool(unsettled(ground, plan, nodes, seen))
-        finished = passed and _enough(report, spent, plan, options, waiting)
-        rows = [] if finished else next_rows(ground, plan, nodes, seen, *spent)
+        again = unsettled(ground, plan, nodes, seen)
+        finished = passed and _enough(report, spent, plan, options, bool(again))
+        if window is not None and not finished:
+            plan = at_window(plan, window(), nodes.rows[-1])
+            widest = max(widest, plan.width)
+        rows = [] if finished else next_rows(ground, plan, nodes, seen, *spent, again)
         finished = finished or not rows  # nothing left to gain: the front always has a next row
         frozen = ground.total if finished else nodes.rows[-1]
         tell(frozen, 0, report.residuals[-1][1], picture)

@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from paratafusion_core import Options, schedules, solve
+from paratafusion_core import Options, Report, schedules, solve
 from paratafusion_core.cli.sample import Task, make_task
+from paratafusion_core.collocation import run
 from paratafusion_core.collocation.budget import Budget, at_window, unsettled
 from paratafusion_core.collocation.grid import (
     _SPREADS,
@@ -31,12 +32,17 @@ from paratafusion_core.collocation.grid import (
 from paratafusion_core.collocation.impact import impact
 from paratafusion_core.collocation.nodes import Ground, agree
 from paratafusion_core.denoisers import Denoise
-from paratafusion_core.plan import collocation_rounds, target_rows
+from paratafusion_core.plan import target_rows
 
 
 def levels(count: int = 30) -> Tensor:
     sigma = schedules.normal(count)[:-1]
     return coordinate(sigma, torch.ones_like(sigma), 1.0)
+
+
+def way_ends(report: Report) -> int:
+    """The round that reaches the last of 50 rows."""
+    return next(i for i, row in enumerate(report.frozen_per_round) if row >= 49)
 
 
 def listened(task: Task) -> tuple[list[float], Denoise]:
@@ -127,15 +133,48 @@ def test_evaluating_again_never_costs_more_than_the_sampler() -> None:
 
 
 @pytest.mark.parametrize("window", [2, 4, 8])
-@pytest.mark.parametrize("steepness", [3.0, 30.0])
-def test_nodes_that_never_settle_are_left_in_the_end(window: int, steepness: float) -> None:
+@pytest.mark.parametrize(("steps", "target"), [(20, 60.0), (50, 42.0)])
+def test_nodes_that_never_settle_are_left_in_the_end(window: int, steps: int, target: float) -> None:
     """A denoiser that follows its state beyond reason: never more rounds than the sampler has evaluations."""
-    task = make_task("large red ring", "ddim", "normal", 20, 4.0, 0)
+    task = make_task("large red ring", "ddim", "normal", steps, 4.0, 0)
     wild = torch.randn(task.system.S[0].shape, generator=torch.Generator().manual_seed(0))
-    options = Options("collocation", window=window, target_db=60.0, data_rms=task.data_rms)
-    report = solve(task.system, lambda x, sigma: torch.tanh(steepness * x * wild), options).report
-    assert report.rounds <= 20 and max(report.rows_per_round) <= window
-    assert report.frozen_per_round[-1] == 20
+    options = Options("collocation", window=window, target_db=target, data_rms=task.data_rms)
+    report = solve(task.system, lambda x, sigma: torch.tanh(30 * x * wild), options).report
+    assert report.rounds <= steps and max(report.rows_per_round) <= window
+
+
+def test_a_run_towards_a_target_ends_with_its_nodes_settled(monkeypatch: pytest.MonkeyPatch) -> None:
+    task = make_task("small blue ring", "ddim", "normal", 50, 7.5, 14)
+    left: list[list[int]] = []
+
+    def watched(*args: object) -> list[int]:
+        left.append(unsettled(*args))  # type: ignore[arg-type]
+        return left[-1]
+
+    monkeypatch.setattr(run, "unsettled", watched)
+    waited = 0
+    for window in (2, 4, 6):
+        left.clear()
+        options = Options("collocation", window=window, target_db=20.0, data_rms=task.data_rms)
+        report = solve(task.system, task.denoise, options).report
+        behind = left[way_ends(report) :]  # the target is met there
+        assert report.rounds == len(left) and behind[-1] == [] and all(behind[:-1])
+        waited += len(behind) - 1
+    assert waited > 0
+
+
+@pytest.mark.parametrize(("steps", "target"), [(12, 42.0), (16, 48.0), (20, 60.0)])
+def test_a_wide_window_saves_rounds_where_nearly_all_rows_are_nodes(steps: int, target: float) -> None:
+    task = make_task("small blue ring", "ddim", "normal", steps, 4.0, 1)
+    options = Options("collocation", window=4, target_db=target, data_rms=task.data_rms)
+    assert solve(task.system, task.denoise, options).report.rounds <= 0.75 * steps
+
+
+def test_few_rows_asked_for_towards_a_target_are_a_beginning() -> None:
+    task = make_task("small blue ring", "ddim", "normal", 50, 4.0, 1)
+    options = Options("collocation", window=1, rows=2, target_db=42.0, data_rms=task.data_rms)
+    report = solve(task.system, task.denoise, options).report
+    assert target_rows(50, 42.0, 2) == 5 < report.nfe < 50 and report.estimated_db is not None
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
@@ -164,7 +203,7 @@ def test_wide_windows_evaluate_again_what_moved_far_for_its_noise() -> None:
     seen = replace(impact(ground, nodes, torch.ones(20), torch.zeros(1, 1, 4)), moved=moved)
     noise = noise_at(u[rows])
     assert noise[1] > 3 and noise[4] < 0.5
-    plan = Budget(rows, 5, 5, 4, [], True, 19)
+    plan = Budget(rows, rounds=5, rows=5, width=4, inside=[], open=True, loose=19)
     far = [row for row, level in zip(rows, noise.tolist(), strict=True) if row and 0.05 / (1 + level**2) ** 0.5 < 0.02]
     assert unsettled(ground, plan, nodes, seen) == far and 4 in far and 19 not in far
     assert unsettled(ground, at_window(plan, 1, 3), nodes, seen) == []
@@ -175,10 +214,10 @@ def test_wide_windows_evaluate_again_what_moved_far_for_its_noise() -> None:
 @pytest.mark.parametrize("window", [4, 8, "full"])
 def test_behind_its_plan_a_run_spends_four_rows_a_round_up_to_twice_the_samplers_own(window: int | str) -> None:
     task = make_task("large red ring", "ddim", "normal", 50, 4.0, 2)
-    options = Options("collocation", window=window, target_db=90.0, data_rms=task.data_rms)
-    rows = solve(task.system, task.denoise, options).report.rows_per_round
-    begun = collocation_rounds(34, 4, 50)
-    assert sum(rows) > 100  # or the run shows nothing
+    options = Options("collocation", window=window, target_db=78.0, data_rms=task.data_rms)
+    report = solve(task.system, task.denoise, options).report
+    rows, begun = report.rows_per_round, way_ends(report) + 1
+    assert sum(rows) > 100 and begun < len(rows)  # or the run shows nothing
     for i in range(begun, len(rows)):
         assert rows[i] <= (4 if sum(rows[:i]) < 100 else 1)
 

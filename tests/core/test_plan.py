@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -153,7 +154,12 @@ def test_the_choice_is_near_the_best_of_all_plans(task, plans, preset, w, record
     assert mean <= 1.05 * cost([1] * 50, w)
 
 
-@pytest.mark.parametrize("late", [{1: 10.0}, {2: 4.0}, {1: 10.0, 2: 4.0, 4: 4.0, 8: 4.0, 16: 4.0}], ids=str)
+ALL_LATE = {1: 10.0, **dict.fromkeys((2, 3, 4, 5, 6, 8, 16), 4.0)}
+
+
+@pytest.mark.parametrize(
+    "late", [{1: 10.0}, {2: 4.0}, {3: 10.0}, {1: 10.0, 2: 4.0, 4: 4.0, 8: 4.0, 16: 4.0}, ALL_LATE], ids=str
+)
 @pytest.mark.parametrize("preset", ["balanced", "standard"])
 @pytest.mark.parametrize("w", [0.0, 2.0, 16.0])
 def test_late_first_calls_do_not_decide(task, plans, preset, w, late):
@@ -197,13 +203,41 @@ def test_a_machine_that_changes_gets_another_plan(task):
     assert report.window_per_round[-3:] == [1, 1, 1]
 
 
-def test_collocation_widens_its_window_where_later_rounds_show_that_to_be_faster(task):
+def test_collocation_towards_a_target_goes_on_at_the_window_that_is_chosen(task):
     """Every window walks the same rows, so that no row is lost by it."""
-    machine = Synthetic(task, lambda _: 16.0, 0.0, 0)
-    report = machine.run("standard")
+    report = Synthetic(task, lambda _: 16.0, 0.0, 0).run("standard")
     assert report.solver == "collocation" and report.probe_nfe == 0 and not report.recalled
-    assert report.plan.startswith("collocation, window 4") and "later window 6" in report.plan
+    assert report.plan.startswith("collocation, window 6") and "later" not in report.plan
     assert report.estimated_db >= 42 and report.rows_per_round[:2] == [1, 2] and max(report.rows_per_round) > 4
+    assert sum(16 + rows for rows in report.rows_per_round) == pytest.approx(report.predicted_seconds, rel=0.15)
+
+
+def test_collocation_leaves_a_window_that_later_rounds_show_to_be_slow(task):
+    """Both first calls were twice as late as the next ones: two rows seem to cost as little as one."""
+    machine = Synthetic(task, lambda _: 0.0, 0.0, 0)
+    machine.late = {1: 1.0, 2: 0.5}
+    report = machine.run("fine")
+    assert max(report.rows_per_round) > 1 and report.rows_per_round[-3:] == [1, 1, 1]
+    assert "later window 1" in report.plan
+
+
+def test_a_number_of_rows_is_spent_at_window_1_where_the_machine_is_full(task):
+    """Wider windows take as long there, but their pictures are less near."""
+    asked = Options("auto", "standard", window="auto", rows=12, data_rms=task.data_rms)
+    report = Synthetic(task, lambda _: 0.0, 0.1, 0).run(asked=asked)
+    assert report.solver == "collocation" and report.rows_per_round == [1] * 12
+
+
+@pytest.mark.parametrize("most", [3, 5])
+def test_a_sketch_goes_on_where_more_rows_fit(task, most):
+    asked = Options("auto", "standard", window="auto", data_rms=task.data_rms)
+    machine = Synthetic(task, lambda _: 16.0, 0.0, 0)
+    limited = Machine(clock=lambda: machine.now, most=most)
+    sketch = solve(task.system, machine.denoise, replace(asked, max_rounds=4), machine=limited)
+    free = Machine(clock=lambda: machine.now)
+    done = solve(task.system, machine.denoise, asked, warm=sketch.trajectory, machine=free)
+    assert max(sketch.report.rows_per_round) <= most and max(done.report.rows_per_round) > 3
+    assert done.report.estimated_db >= 42
 
 
 def test_rows_of_a_plan_that_is_left_are_not_evaluated_again():
