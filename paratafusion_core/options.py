@@ -35,10 +35,11 @@ class Options:
             1 is the plain fixed point). At least 1.
         order: of ParaTAA's equations, at least 1 and clamped to the window; min(20, window) when None.
         max_rounds: stop after so many rounds with the picture as it is.
-        rows: evaluations that collocation may spend, at least 2; when None 16 at window 1 and 30 from window 4 on,
-            towards a target what that wants (``plan.target_rows``). Without a target it spends them all.
-        target_db: fidelity in dB, above 0, that collocation works towards: rows are added until its estimate
-            is 2 dB above.
+        rows: evaluations that collocation spends, at least 2; when None 16 at window 1 and 30 from window 4 on.
+            Towards a target it begins with them, or with 5 if they are fewer; when None with what the target wants
+            (``plan.target_rows``).
+        target_db: fidelity in dB, above 0, that collocation works towards: rows are added until its estimate is 2 dB
+            above and, at windows above 1, no evaluated row has moved far.
         flow: the states are flow-matching states, ``x = (1 - sigma) x0 + sigma eps``.
         data_rms: rms of clean data, above 0: 1 for latents. The tolerance is relative to it: data far smaller than
             it says are solved less accurately.
