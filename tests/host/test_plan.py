@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import time
+from dataclasses import replace
 
 import comfy.model_management
 import comfy.samplers
@@ -146,16 +147,21 @@ def test_a_machine_with_room_gets_a_window(flow_model, fresh):
 
 
 def test_a_machine_whose_first_calls_are_late_gets_a_window(flow_model, fresh, monkeypatch):
-    """As a GPU with room: a call takes 0.15 s whatever its batch, and the first one of each size 0.8 s."""
-    network, sizes = flow_model.model.diffusion_model, set()
-    forward = network.forward
+    """As a GPU with room: a call takes 0.15 s whatever its batch, and the first one of each size 0.8 s.
+
+    The network alone moves the clock, so that nothing else on this machine counts.
+    """
+    network, sizes, now = flow_model.model.diffusion_model, set(), [0.0]
+    forward, machine = network.forward, Known.machine
 
     def late(x, *args, **kwargs):
-        time.sleep(0.15 if x.shape[0] in sizes else 0.8)
+        now[0] += 0.15 if x.shape[0] in sizes else 0.8
         sizes.add(x.shape[0])
         return forward(x, *args, **kwargs)
 
     monkeypatch.setattr(network, "forward", late)
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(Known, "machine", lambda self, most=None: replace(machine(self, most), clock=lambda: now[0]))
     reports = [run(flow_model)[1] for _ in range(3)]
     assert reports[1].window_per_round  # not the host's own sampler, whatever the first run had measured
     assert max(reports[2].window_per_round) >= 4 and reports[2].rounds < 0.8 * STEPS
