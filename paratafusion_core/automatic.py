@@ -33,7 +33,6 @@ def automatic(job: Job, machine: Machine) -> Solution:
         job, question, part = replace(job, warm=None), replace(question, warm=False), None
     shared = Shared(job.denoise, question, machine)
     plan = shared.opening() if part is None else _plan_of(part, question, machine)
-    shared.window = plan.window
     if part is not None and plan.solver == "collocation":
         shared.go_on(plan.window)
     while plan.solver == "collocation":

@@ -20,11 +20,10 @@ from .plan import (
     collocation_work,
     fit,
     typical,
+    without_late,
 )
 from .timing import Timing
 
-#: A size that was called once and took so many times what the others foretell was late.
-_SURPRISE = 1.4
 #: More than jitter makes of one row against two, or of two against twice one: such a call was late.
 _LATE = 1.25
 
@@ -78,6 +77,7 @@ class Shared:
             window = collocation_windows(question, machine.most)[:2][-1]
             self.watching = window > 1
             plan = Plan("collocation", window, question.rows, 0.0, 0.0)
+        self.window = plan.window
         return plan
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
@@ -184,11 +184,7 @@ class Shared:
         once = {rows for rows in once if [size for size, _ in self.calls].count(rows) == 1}
         if len(measured) > 2 and 1 in once:
             del measured[1]
-        for rows in sorted(once - {1, 2}):
-            rest = fit({size: seconds for size, seconds in measured.items() if size != rows})
-            if rest is not None and measured[rows] > _SURPRISE * rest(rows):
-                del measured[rows]
-        latency = fit(measured)
+        latency = fit(without_late(measured, once - {1, 2}))
         if latency is None:
             return
         able = collocation_windows(self._question, self.machine.most)

@@ -10,8 +10,11 @@ import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import numpy as np
+
+T = TypeVar("T", bound=tuple[Any, ...])
 
 #: A parallel plan must be predicted to take less than this share of the plain sampler's time.
 WORTH = 0.95
@@ -20,6 +23,8 @@ _RETURN = 0.85
 #: Collocation under way leaves its window only for one that is predicted to take less than this share of its time: the
 #: windows are near equals where a row costs as much as a call.
 CHANGE = 0.92
+#: Rounds that are off by this factor are late, or of another machine.
+SURPRISE = 1.4
 #: Latencies are believed up to so many times the largest batch that was measured, and up to more by collocation under
 #: way, whose window can be left again after any round.
 REACH, TRIED = 2, 3
@@ -153,6 +158,16 @@ def fit(measured: Mapping[int, float]) -> Latency | None:
     return Latency(float(w), float(c), int(sizes[-1]))
 
 
+def without_late(measured: Mapping[int, float], once: Iterable[int]) -> dict[int, float]:
+    """``measured`` without the sizes called ``once`` that took clearly more than the others foretell."""
+    found = dict(measured)
+    for rows in sorted(once):
+        rest = fit({size: seconds for size, seconds in found.items() if size != rows})
+        if rest is not None and found[rows] > SURPRISE * rest(rows):
+            del found[rows]
+    return found
+
+
 def typical(seconds: Sequence[float]) -> float:
     """The median, the lower one of an even number: calls are late for many reasons and early for none."""
     return sorted(seconds)[(len(seconds) - 1) // 2]
@@ -171,6 +186,11 @@ def candidates(question: Question, most: int | None) -> Iterable[tuple[str, int,
     if question.target is not None:
         for window in collocation_windows(question, most):
             yield "collocation", window, question.rows, collocation_work(question, window)
+
+
+def from_window(table: Sequence[T], window: int) -> T:
+    """The last line of ``table`` whose first number, the window from which it holds, is at most ``window``."""
+    return next(line for line in reversed(table) if window >= line[0])
 
 
 def collocation_windows(question: Question, most: int | None) -> list[int]:
@@ -271,7 +291,7 @@ def collocation_work(question: Question, window: int) -> Work:
     n = target_rows(K, question.target or 0.0, question.rows)
     if window == 1:
         return Work(n, n)
-    _, a, b, d = next(line for line in reversed(_SLIDING) if window >= line[0])
+    _, a, b, d = from_window(_SLIDING, window)
     return Work(a * n + b, _SLIDING_ROWS * n + d)
 
 

@@ -9,16 +9,14 @@ from torch import Tensor
 
 from .denoisers import Denoise
 from .opening import Shared
-from .plan import Latency, Machine, Plan, Question, choose_window, fit, typical
+from .plan import SURPRISE, Latency, Machine, Plan, Question, choose_window, fit, typical, without_late
 from .timing import Timing
 
 _SETTLE = 2  # rounds at a size before its rate is believed
 #: What rounds of two rows before the choice may cost, as a share of the run, if none of their second rows is final; and
 #: the factor to which two of them tell the time.
 _MOST_DOUBTS, _JITTER = 0.05, 1.15
-#: Two rounds in a row that are off by this factor are a change of the machine.
-_SURPRISE = 1.4
-#: So many in one run.
+#: Two rounds in a row that are off by ``SURPRISE`` are a change of the machine: so many in one run.
 _CHANGES = 1
 #: Where two rows cost twice one, measuring them once costs a row: 5 % of so many.
 _FEW = 20
@@ -214,7 +212,7 @@ class Pilot:
         if len(self._seconds) < 2 or rows not in self._seconds:
             return False
         expected = self._latency()(rows)
-        return not expected / _SURPRISE < seconds < expected * _SURPRISE
+        return not expected / SURPRISE < seconds < expected * SURPRISE
 
     def measured(self) -> dict[int, float]:
         """{rows: seconds of a round} so far."""
@@ -231,9 +229,7 @@ class Pilot:
             found[2] = two
         now = self._window
         if now > 2 and len(self._seconds.get(now, ())) == 1:
-            rest = fit({rows: seconds for rows, seconds in found.items() if rows != now})
-            if rest is not None and found[now] > _SURPRISE * rest(now):
-                del found[now]
+            found = without_late(found, [now])
         latency = fit(found)
         assert latency is not None
         return latency

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from ..options import Options
-from ..plan import collocation_rounds, target_rows
+from ..plan import collocation_rounds, from_window, target_rows
 from .grid import even, place, place_surely, subdivide
 from .impact import Impact, candidates
 from .nodes import Ground, Nodes
@@ -120,7 +120,7 @@ def unsettled(ground: Ground, plan: Budget, nodes: Nodes, seen: Impact) -> list[
 
 def _slide(width: int, again: list[int], ahead: list[int]) -> list[int]:
     """The first rows of those still to be evaluated, as a sliding window has them: ``again`` before ``ahead``."""
-    most, new = next((rows, new) for least, rows, new in reversed(_PACES) if width >= least)
+    _, most, new = from_window(_PACES, width)
     return (again + ahead[:new])[: min(most, width)]
 
 

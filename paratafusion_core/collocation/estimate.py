@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..devices import send
+from ..plan import from_window
 from .grid import left_out
 from .impact import Impact
 from .nodes import Ground, Nodes
@@ -56,7 +57,7 @@ def expected_error(ground: Ground, nodes: Nodes, seen: Impact, noise: Tensor, wi
         noise: ``[K]`` in units of the data's rms. width: most rows of a round.
     """
     quiet, alpha = 1 / (1 + noise[nodes.rows] ** 2), ground.alpha[nodes.rows].clamp(min=1e-6)
-    times = next(times for least, times in reversed(_WIDER) if width >= least)
+    _, times = from_window(_WIDER, width)
     of_moved, of_left_out = (times * count for count in _COUNTS)
     moved = of_moved * seen.moved / alpha * quiet**_MOVED_FADES
     between = of_left_out * _between(ground, nodes) / alpha[1:] * quiet[1:] ** _LEFT_OUT_FADES
