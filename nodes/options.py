@@ -71,7 +71,8 @@ def _effort_inputs() -> list[Any]:
             default=0,
             min=0,
             max=10000,
-            tooltip="Evaluations that collocation may spend. 0 leaves it to the solver; other solvers ignore it.",
+            tooltip="Evaluations that collocation may spend; with target_db those it begins with. 0 leaves it to the "
+            "solver; other solvers ignore it.",
             extra_dict=RARE,
         ),
         io.Int.Input(

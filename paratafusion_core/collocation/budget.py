@@ -77,6 +77,11 @@ def at_window(plan: Budget, width: int, last: int) -> Budget:
     return replace(plan, width=width, loose=last if width == 1 else plan.front[-1])
 
 
+def begun_wide(plan: Budget, last: int) -> Budget:
+    """``plan`` for a run that goes on from a sketch at a wider window, which evaluated nodes up to ``last``."""
+    return replace(plan, loose=max(plan.loose, last)) if plan.open else plan
+
+
 def next_rows(
     ground: Ground, plan: Budget, nodes: Nodes, seen: Impact, rounds: int, nfe: int, again: list[int]
 ) -> list[int]:

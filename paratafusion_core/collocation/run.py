@@ -22,7 +22,7 @@ from ..rows import Scales
 from ..system import System
 from ..trajectory import Part
 from .again import Begun, look_again, obstacle, part_of
-from .budget import Budget, at_window, budget, next_rows, unsettled
+from .budget import Budget, at_window, begun_wide, budget, next_rows, unsettled
 from .doubts import Signs, doubt, watch
 from .estimate import MARGIN, decibels, expected_error
 from .grid import coordinate
@@ -98,6 +98,8 @@ def collocate(job: Job, scales: Scales, report: Report, tell: Tell, window: Call
     before = None if old is None or nodes is not None else send(old, system.S)
     ground = _ground(system, scales, before)
     plan = budget(ground, options)
+    if nodes is not None and cost[1] > cost[0]:  # more rows than rounds
+        plan = begun_wide(plan, nodes.rows[-1])
     report.window_reason = _in_words(plan, options)
     lasting = (1 + scales.noise**2) ** -0.25
     rows, finished, own, widest = plan.front[:1], False, None, plan.width

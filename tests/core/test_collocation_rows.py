@@ -314,6 +314,23 @@ def test_a_sketch_at_a_wide_window_goes_on_at_window_1_without_a_jump(rows: int)
     assert [min(range(50), key=lambda k: abs(levels[k] - sigma)) for sigma in asked[1 : 1 + len(ahead)]] == ahead
 
 
+def test_window_1_settles_what_a_wide_sketch_left_loose() -> None:
+    task = make_task("large red ring", "ddim", "normal", 50, 4.0, 1)
+    options = Options("collocation", window=4, target_db=42.0, max_rounds=4, data_rms=task.data_rms)
+    sketch = solve(task.system, task.denoise, options)
+    assert sketch.trajectory is not None and sketch.trajectory.part is not None
+    levels = task.system.sigmas.tolist()
+    asked, denoise = listened(task)
+    narrow = replace(options, window=1, max_rounds=None)
+    done = solve(task.system, denoise, narrow, warm=sketch.trajectory)
+    rows = [min(range(50), key=lambda k: abs(levels[k] - sigma)) for sigma in asked]
+    last = max(sketch.trajectory.part.rows)
+    checked, front = 1, next(i for i, row in enumerate(rows) if row > last)
+    assert checked < front, "it goes on without evaluating anything again"
+    assert set(rows[:front]) <= set(sketch.trajectory.part.rows)
+    assert done.report.rounds == done.report.nfe == len(asked)
+
+
 def ground_of(task: Task) -> Tensor:
     sigma = task.system.sigmas
     return coordinate(sigma, torch.ones_like(sigma), task.data_rms)
