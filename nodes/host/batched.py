@@ -36,18 +36,24 @@ def controls_of(cond: dict[str, Any]) -> Iterator[Any]:
         control = getattr(control, "previous_controlnet", None)
 
 
+def _single(value: Any) -> float:
+    """``value`` rounded to float32, in which the host compares bounds with its noise levels."""
+    return float(torch.tensor(float(value), dtype=torch.float32))
+
+
 def active_parts(guider: Any, sigma: float) -> tuple[bool, ...]:
     """Which conds and ControlNets are active at ``sigma``; the host reads this off a batch's first row only."""
+    sigma = _single(sigma)
     active: list[bool] = []
     for _, conds in sorted(cond_lists(guider).items()):
         for cond in conds:
             start, end = cond.get("timestep_start"), cond.get("timestep_end")
             if start is not None or end is not None:
-                active.append((start is None or sigma <= start) and (end is None or sigma >= end))
+                active.append((start is None or sigma <= _single(start)) and (end is None or sigma >= _single(end)))
             for control in controls_of(cond):
                 window = getattr(control, "timestep_range", None)
                 if window is not None:
-                    active.append(window[1] <= sigma <= window[0])
+                    active.append(_single(window[1]) <= sigma <= _single(window[0]))
     return tuple(active)
 
 
@@ -132,6 +138,10 @@ class BatchedModel:
         self._evaluate(x, sigma, out, uncond)
         return out, uncond
 
+    def together(self, sigmas: Tensor) -> Tensor:
+        """Those of the levels ``sigmas`` ``[K]`` that may share a call, the largest group of them."""
+        return sigmas[max(self._groups(sigmas), key=len)]
+
     def most(self, x: Tensor) -> int:
         """How many of the rows of ``x`` ``[W, B, ...]`` one call may hold by the host's own estimate of memory."""
         return self._fitting(x, len(x))
@@ -139,10 +149,7 @@ class BatchedModel:
     def _evaluate(self, x: Tensor, sigma: Tensor, out: Tensor, uncond: Tensor | None) -> None:
         """Fill ``out``, and ``uncond`` where it is asked for, in calls of as many rows as fit."""
         levels = sigma.to(x.device, torch.float32)
-        groups: dict[tuple[bool, ...], list[int]] = {}
-        for row, level in enumerate(sigma.tolist()):
-            groups.setdefault(active_parts(self._guider, level), []).append(row)
-        for pending in groups.values():
+        for pending in self._groups(sigma):
             while pending:
                 comfy.model_management.throw_exception_if_processing_interrupted()
                 chosen = pending[: self._fitting(x, len(pending))]
@@ -153,6 +160,13 @@ class BatchedModel:
                     self._most = len(chosen) // 2
                     comfy.model_management.soft_empty_cache()
         self.output = out
+
+    def _groups(self, sigmas: Tensor) -> list[list[int]]:
+        """The rows that may share a call."""
+        groups: dict[tuple[bool, ...], list[int]] = {}
+        for row, level in enumerate(sigmas.tolist()):
+            groups.setdefault(active_parts(self._guider, level), []).append(row)
+        return list(groups.values())
 
     def _attempt(self, x: Tensor, levels: Tensor, rows: list[int], out: Tensor, uncond: Tensor | None) -> bool:
         """One call; False where several rows ran out of memory."""

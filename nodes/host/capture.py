@@ -99,6 +99,7 @@ class _StandIn:
         self.reads_uncond = self.keep_uncond = False
 
     def __call__(self, x: Tensor, sigma: Tensor, **kwargs: Any) -> Tensor:
+        comfy.model_management.throw_exception_if_processing_interrupted()
         index = len(self.states)
         if index >= self._limit:
             raise CaptureError(f"it evaluates the model more than {self._limit} times")
@@ -123,8 +124,8 @@ class _StandIn:
 
 
 @contextmanager
-def _same_random_numbers(x: Tensor) -> Iterator[None]:
-    """Leave torch's generators as they were, so that the capture draws what the sampler would draw."""
+def same_random_numbers(x: Tensor) -> Iterator[None]:
+    """Leave torch's generators as they were, so that the sampler draws what it would have drawn."""
     devices = [x.device] if x.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         yield
@@ -146,7 +147,7 @@ class _Recipe:
         model = _StandIn(self.real, options, answer, self.limit)
         # a copy: samplers of the CFG++ family write their options into the dictionary they are given
         args = dict(self.extra_args, model_options=dict(options))
-        with _same_random_numbers(x), torch.no_grad():
+        with same_random_numbers(x), torch.no_grad():
             result = self.function(
                 model, x.clone(), sigmas, extra_args=args, callback=lambda _: None, disable=True, **self.settings
             )

@@ -7,7 +7,10 @@ function that does it, and a probe of the model itself, which needs no names.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+import inspect
+import weakref
+from collections.abc import Callable, Hashable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,6 +20,10 @@ from .batched import cond_lists, controls_of
 
 #: Rows that do not touch each other agree to this, relative to the largest value; rows that do are off by 3e-2 or more.
 INDEPENDENT_WITHIN = 1e-2
+#: The same call made twice agrees to this.
+_REPEATED_WITHIN = 1e-3
+#: Rows that the probe evaluates.
+PROBED = 10
 
 #: module (its last name) -> (functions, or any; why). Modules are the host's own node files and patches.
 _KNOWN: dict[str, tuple[tuple[str, ...], str]] = {
@@ -36,7 +43,9 @@ _KNOWN: dict[str, tuple[tuple[str, ...], str]] = {
     "supir_patch": ((), "SUPIR reads its range off the first picture"),
     "lllite": ((), "LLLite reads its range off the whole batch"),
 }
-#: Classes of patches in nodes_model_patch whose range is read off the first picture.
+#: Parts of the names of other packs' modules that reuse the step before.
+_CACHES = ("teacache", "magcache", "fbcache", "wavespeed", "deepcache", "cache_dit", "cache-dit", "easycache")
+#: Attributes of patches in nodes_model_patch whose range is read off the first picture.
 _RANGED_ATTRIBUTES = ("sigma_start", "sigma_end")
 #: Model classes that mix rows.
 _MODELS = {"LTXAV": "LTX-2 shares the largest noise level of a batch between its pictures"}
@@ -81,9 +90,11 @@ def _known_trouble(function: Any) -> str | None:
     module = str(getattr(function, "__module__", None) or type(function).__module__)
     tail = module.replace("\\", "/").rsplit("/", 1)[-1].rsplit(".", 1)[-1]
     name = getattr(function, "__name__", type(function).__name__)
-    names, reason = _KNOWN.get(tail, (("",), ""))
-    if not names or name in names:
-        return reason
+    listed = _KNOWN.get(tail)
+    if listed is not None and (not listed[0] or name in listed[0]):
+        return listed[1]
+    if any(part in module.lower() for part in _CACHES):
+        return f"{name} reuses the step before, as step caches do"
     if tail == "nodes_apg" and _closure(function).get("momentum"):
         return "APG's momentum carries the guidance of the step before"
     if tail == "nodes_hypertile" and (_closure(function).get("swap_size") or 0) > 2:  # of two it always takes the first
@@ -132,7 +143,7 @@ def known_reason(model: Any, options: dict[str, Any], batch: int) -> str | None:
 def needs_probe(model: Any, options: dict[str, Any]) -> bool:
     """Whether anything in this graph is not known to keep the pictures of a batch apart.
 
-    A plain checkpoint with plain prompts is known to, and saves the six evaluations of the probe.
+    A plain checkpoint with plain prompts is known to, and saves the evaluations of the probe.
     """
     guider = model.inner_model
     network = guider.inner_model
@@ -147,29 +158,89 @@ def needs_probe(model: Any, options: dict[str, Any]) -> bool:
     return not plain_network or type(guider).__name__ not in _PLAIN_GUIDERS or bool(replaced) or extras or patched
 
 
-def rows_touch(denoise: Callable[[Tensor, Tensor], Tensor], x: Tensor, sigmas: Tensor) -> bool:
-    """Whether a row's result depends on the other rows of its batch, on its place in it, or on their noise levels.
+@dataclass(frozen=True)
+class Parts:
+    """The functions and patch objects of a graph, by identity.
 
-    Three calls of equal shape. The real first state stands once in front, beside a middle noise level, and once behind
-    the last one; a state of the middle level stands once beside the first level, the largest, and once beside the last:
-    a model that takes one level for all, its first row's or the largest, answers differently. Independent rows agree.
+    Attributes:
+        key: of what a call of the model goes through. alive: give the objects back while they live; where one has gone,
+            another may have taken its identity.
+    """
+
+    key: Hashable
+    alive: tuple[Callable[[], Any], ...]
+
+    @property
+    def gone(self) -> bool:
+        """Whether one of them lives no more."""
+        return any(own() is None for own in self.alive)
+
+
+def parts_of(model: Any, options: dict[str, Any]) -> Parts:
+    """What is patched into this graph, beside the weights."""
+    guider = model.inner_model
+    found = [*_callables([options, getattr(guider, "model_options", {})])]
+    found += getattr(guider.model_patcher, "object_patches", {}).values()
+    ranges = []
+    for conds in cond_lists(guider).values():
+        for cond in conds:
+            ranges.append((cond.get("timestep_start"), cond.get("timestep_end")))
+            found += controls_of(cond)
+            # the host clones hooks for every run, with what they refer to
+            found += [getattr(hook, "hook_ref", hook) for hook in getattr(cond.get("hooks"), "hooks", ())]
+            found += cond.get("gligen", ())[1:2]
+    objects = {id(own): own for part in found for own in _objects(part)}
+    key = (type(guider), tuple(ranges), tuple(sorted(objects)))
+    return Parts(key, tuple(_reference(own) for own in objects.values()))
+
+
+def _objects(part: Any) -> tuple[Any, ...]:
+    """A bound method is made anew by every look at it; what it is bound to is not."""
+    return (part.__self__, part.__func__) if inspect.ismethod(part) else (part,)
+
+
+def _reference(own: Any) -> Callable[[], Any]:
+    try:
+        return weakref.ref(own)
+    except TypeError:
+        return lambda: own
+
+
+def probe(denoise: Callable[[Tensor, Tensor], Tensor], x: Tensor, sigmas: Tensor) -> str | None:
+    """What speaks against evaluating several levels in one batch, or None.
+
+    That is where a row's result depends on the other rows of its batch, on its place in it or on their noise levels, or
+    a call on the one before. Five calls of equal shape. The real first state stands once in front, beside a middle
+    noise level, and once behind the last one; a state of the middle level stands once beside the first level, the
+    largest, and once beside the last: a model that takes one level for all, its first row's or the largest, answers
+    differently. The last of these calls is made again from states nearby, once right behind it and once behind a
+    distant one: a step cache answers the first from what it has. What keeps rows and calls apart agrees.
 
     Args:
         denoise: the batched model call.
-        x: the noisy start ``[B, ...]``.
-        sigmas: ``[K]`` noise level of every evaluation.
+        x: a noisy state ``[B, ...]`` of the first level.
+        sigmas: ``[K]`` noise levels of evaluations that may share a call, falling.
     """
     first, middle, last = sigmas[0], sigmas[len(sigmas) // 2], sigmas[-1]
     noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(1)).to(x)
     halfway, late = 0.5 * x + 0.1 * noise, 0.1 * x + 0.2 * noise
-    here, between = denoise(torch.stack([x, halfway]), torch.stack([first, middle]))
+    early = torch.stack([x, halfway]), torch.stack([first, middle])
+    states, levels = torch.stack([late, halfway]), torch.stack([last, middle])
+    nearby = states + 0.05 * states.roll(1, -1)
+    beside = denoise(states, levels)[1]
+    soon = denoise(nearby, levels)
+    here, between = denoise(*early)
+    later = denoise(nearby, levels)
     there = denoise(torch.stack([late, x]), torch.stack([last, first]))[1]
-    beside = denoise(torch.stack([late, halfway]), torch.stack([last, middle]))[1]
-    return _differ(here, there) or _differ(between, beside)
+    if _differ(here, there) or _differ(between, beside):
+        return "the pictures of a batch influence each other in this model or one of its patches"
+    if _differ(soon, later, _REPEATED_WITHIN):
+        return "this model or one of its patches remembers the call before, or draws random numbers"
+    return None
 
 
-def _differ(a: Tensor, b: Tensor) -> bool:
-    """Whether two results of one row are further apart than kernels explain."""
+def _differ(a: Tensor, b: Tensor, within: float = INDEPENDENT_WITHIN) -> bool:
+    """Whether two results of the same rows are further apart than kernels explain."""
     if not (a.isfinite().all() and b.isfinite().all()):
         return False  # the plain sampler would fail alike; the solver reports it
-    return bool((a - b).abs().max() > INDEPENDENT_WITHIN * a.abs().max().clamp_min(1e-12))
+    return bool((a - b).abs().max() > within * a.abs().max().clamp_min(1e-12))

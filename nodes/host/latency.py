@@ -14,6 +14,7 @@ from torch import Tensor
 from ...paratafusion_core import Report
 from ...paratafusion_core.plan import Machine, fit, typical
 from .batched import cond_lists
+from .guards import Parts
 
 #: Kinds of runs that are remembered, and calls of each number of rows.
 _ENTRIES, _CALLS = 64, 16
@@ -28,7 +29,8 @@ class Known:
     """Of one kind of run.
 
     Attributes:
-        model: whose latencies these are. residency: how its weights lay.
+        model: whose latencies these are. residency: how its weights lay. parts: what is patched into it.
+        probed: it was tried with several noise levels at once. trouble: what speaks against that, None for nothing.
         calls: {rows: seconds of the last rounds of so many}.
         steps: seconds of an evaluation in the host's own sampler, of the last runs that it made.
         beside: of a round, what is not the model's. evaluations: {sampler: of a step}.
@@ -36,6 +38,9 @@ class Known:
 
     model: weakref.ref[Any]
     residency: Hashable
+    parts: Parts
+    probed: bool = False
+    trouble: str | None = None
     calls: dict[int, list[float]] = field(default_factory=dict)
     steps: list[float] = field(default_factory=list)
     beside: float = 0.0
@@ -96,16 +101,17 @@ class Latencies:
     def __len__(self) -> int:
         return len(self._known)
 
-    def of(self, guider: Any, x: Tensor) -> Known:
+    def of(self, guider: Any, x: Tensor, parts: Parts) -> Known:
         """What is known of runs from ``x`` with this guider's model and conds; forgotten where its weights have moved.
 
-        Clones of a model share what is known as long as they carry the same patches.
+        Clones of a model share what is known as long as they carry the same patches, of the weights and ``parts``.
         """
         patcher = guider.model_patcher
         conds = tuple(sorted((name, len(conds)) for name, conds in cond_lists(guider).items()))
         key = (
             id(patcher.model),
             getattr(patcher, "patches_uuid", None),
+            parts.key,
             tuple(x.shape),
             x.dtype,
             x.device,
@@ -114,8 +120,8 @@ class Latencies:
         )
         residency = residency_of(patcher)
         known = self._known.pop(key, None)
-        if known is None or known.model() is not patcher.model or known.residency != residency:
-            known = Known(weakref.ref(patcher.model), residency)
+        if known is None or known.model() is not patcher.model or known.residency != residency or known.parts.gone:
+            known = Known(weakref.ref(patcher.model), residency, parts)
         self._known[key] = known
         while len(self._known) > self._entries:
             self._known.popitem(last=False)
@@ -123,11 +129,12 @@ class Latencies:
 
 
 def residency_of(patcher: Any) -> Hashable:
-    """Where the model's weights are: how much is loaded, and whether the rest is copied in for every call."""
+    """Where the model's weights are: how much is loaded, in sixteenths, and whether the rest is copied in for calls."""
     loaded = patcher.loaded_size() if hasattr(patcher, "loaded_size") else None
+    size = patcher.model_size() if hasattr(patcher, "model_size") else None
     model = patcher.model
     return (
-        loaded,
+        round(16 * loaded / size) if loaded is not None and size else loaded,
         getattr(model, "model_lowvram", None),
         getattr(model, "lowvram_patch_counter", None),
         str(getattr(model, "device", None)),

@@ -18,8 +18,8 @@ from ...paratafusion_core import Options, Progress, Report, System, Trajectory, 
 from ...paratafusion_core.collocation import refusal
 from ...paratafusion_core.plan import Question, choose, fit
 from .batched import BatchedModel
-from .capture import Captured, CaptureError, capture
-from .guards import known_reason, needs_probe, rows_touch
+from .capture import Captured, CaptureError, capture, same_random_numbers
+from .guards import PROBED, known_reason, needs_probe, parts_of, probe
 from .latency import KNOWN, Known
 from .live import Live
 from .notify import current_place, say_on_node
@@ -27,8 +27,6 @@ from .settings import Outcome, Settings
 from .uncond import FoldedModel, distinct, fold_uncond
 
 log = logging.getLogger(__name__)
-#: Rows that the probe evaluates.
-_PROBED = 6
 Denoise = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -92,21 +90,32 @@ def _sequential_report(outcome: Outcome, name: str, steps: int, settings: Settin
     return report
 
 
-def _probe(batched: BatchedModel, x: Tensor, sigmas: Tensor) -> None:
-    """Try the model with several noise levels at once.
+def _probe(known: Known, batched: BatchedModel, x: Tensor, sigmas: Tensor) -> int:
+    """Try the model with several noise levels at once, unless that is known; returns the rows that it took.
 
     Raises:
         Unfit: it mixes them, or does not take them (some networks refuse more than one picture).
         InterruptProcessingException: the user has cancelled.
     """
-    try:
-        touch = rows_touch(batched, x, sigmas)
-    except comfy.model_management.InterruptProcessingException:
-        raise
-    except Exception as error:  # a model may refuse in any way at all; the plain sampler shows whether it is at fault
-        raise Unfit(f"the model does not take several noise levels at once ({type(error).__name__}: {error})") from None
-    if touch:
-        raise Unfit("the pictures of a batch influence each other in this model or one of its patches")
+    rows = 0
+    if not known.probed:
+        together = batched.together(sigmas)
+        if len(together) < 2:
+            raise Unfit("no two of its evaluations have the same prompts and ControlNets")
+        try:
+            with same_random_numbers(x):
+                known.trouble = probe(batched, x * (together[0] / sigmas[0]).to(x), together)
+        except comfy.model_management.InterruptProcessingException:
+            raise
+        except Exception as error:  # a model may refuse in any way; the plain sampler shows whether it is at fault
+            words = f"{type(error).__name__}: {error}"
+            raise Unfit(f"the model does not take several noise levels at once ({words})") from None
+        if batched.largest < 2:
+            raise Unfit("two noise levels at once do not fit into memory")
+        rows, known.probed = PROBED, True
+    if known.trouble is not None:
+        raise Unfit(known.trouble)
+    return rows
 
 
 def _account(report: Report, started: float, probing: float) -> None:
@@ -280,7 +289,7 @@ class _Run:
         reason = known_reason(model, extra_args["model_options"], x.shape[0])
         if reason:
             raise Unfit(reason)
-        known = KNOWN.of(model.inner_model, x)
+        known = KNOWN.of(model.inner_model, x, parts_of(model, extra_args["model_options"]))
         if self._settings.plans and self.warm is None and not self._outcome.want_trajectory:
             _plain_if_known(known, name_of(self.function), len(sigmas) - 1, self._settings)
         try:
@@ -293,8 +302,7 @@ class _Run:
         several = options.window != 1 and captured.evaluations > 1
         probing, probed = time.perf_counter(), 0
         if several and needs_probe(model, extra_args["model_options"]):
-            _probe(batched, x, captured.sigmas)
-            probed = _PROBED
+            probed = _probe(known, batched, x, captured.sigmas)
         probing = time.perf_counter() - probing
         latent = _latent_format(model)
         cold = _cold_reason(self.warm, x, latent)

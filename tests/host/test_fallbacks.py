@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 import tiny
 import torch
 from paratafusion_pack.nodes.host.capture import CaptureError, capture
-from paratafusion_pack.nodes.host.guards import rows_touch
+from paratafusion_pack.nodes.host.guards import probe
 from paratafusion_pack.nodes.host.sampler import parallel
 from paratafusion_pack.nodes.host.settings import Outcome, Settings
 from test_mixed import patched, unet_conds, with_values
@@ -201,6 +202,51 @@ def test_an_unknown_patch_that_reads_the_largest_level_is_found_by_the_probe(flo
     falls_back(model, "euler", caplog, "influence each other")
 
 
+def test_a_patch_that_mixes_pictures_is_found_behind_prompts_with_ranges(flow_model, caplog):
+    """The first, middle and last evaluation have different prompts, so that these would never share a call."""
+    model = flow_model.clone()
+    model.set_model_sampler_post_cfg_function(lambda a: a["denoised"] + 0.3 * a["denoised"].mean(0, keepdim=True))
+    cuts = (0.0, 0.3, 0.7, 1.0)
+    positive = [
+        c
+        for i, (start, end) in enumerate(itertools.pairwise(cuts))
+        for c in with_values(conditioning(i + 1), start_percent=start, end_percent=end)
+    ]
+    falls_back(model, "euler", caplog, "influence each other", steps=12, positive=positive)
+
+
+@pytest.mark.parametrize("threshold", [0.1, 0.5])
+def test_an_unknown_step_cache_is_found_by_the_probe(flow_model, threshold):
+    """It answers from the call before where its input has moved little, as step caches do."""
+    memory: dict[str, Tensor] = {}
+
+    def cached(apply_model: Any, args: dict[str, Any]) -> Tensor:
+        x = args["input"]
+        last = memory.get("x")
+        if last is not None and last.shape == x.shape and (x - last).abs().mean() < threshold * last.abs().mean():
+            return x + memory["rest"]
+        result = apply_model(x, args["timestep"], **args["c"])
+        memory["x"], memory["rest"] = x, result - x
+        return result
+
+    model, outcome = flow_model.clone(), Outcome()
+    model.set_model_unet_function_wrapper(cached)
+    asked = {"positive": conditioning(1), "negative": conditioning(2), "latent_image": latent(model)}
+    sampler = parallel(comfy.samplers.sampler_object("euler"), SETTINGS, outcome)
+    sample(model, sampler, sigmas_of(model, "euler", 12), **asked)
+    assert "remembers the call before" in outcome.report.fallback
+
+
+def test_step_caches_of_other_packs_are_known_by_name(flow_model, caplog):
+    def wrapper(apply_model: Any, args: dict[str, Any]) -> Tensor:
+        return apply_model(args["input"], args["timestep"], **args["c"])
+
+    wrapper.__module__ = "custom_nodes.ComfyUI-TeaCache.nodes"
+    model = flow_model.clone()
+    model.set_model_unet_function_wrapper(wrapper)
+    falls_back(model, "euler", caplog, "reuses the step before")
+
+
 def test_a_model_that_returns_nan_ends_as_it_does_on_the_host(flow_model):
     model = flow_model.clone()
     model.set_model_sampler_post_cfg_function(
@@ -219,5 +265,5 @@ def test_the_probe_sees_places():
     def by_place(x: Tensor, sigma: Tensor) -> Tensor:
         return x * torch.linspace(1, 1.1, len(x)).reshape(-1, 1, 1)
 
-    assert rows_touch(by_place, torch.ones(1, 4), torch.linspace(1, 0.1, 8))
-    assert not rows_touch(lambda x, sigma: x * sigma.reshape(-1, 1, 1), torch.ones(1, 4), torch.linspace(1, 0.1, 8))
+    assert probe(by_place, torch.ones(1, 4), torch.linspace(1, 0.1, 8))
+    assert probe(lambda x, sigma: x * sigma.reshape(-1, 1, 1), torch.ones(1, 4), torch.linspace(1, 0.1, 8)) is None

@@ -11,6 +11,7 @@ import pytest
 import tiny
 import torch
 from paratafusion_pack.nodes.host import sampling
+from paratafusion_pack.nodes.host.latency import Latencies
 from paratafusion_pack.nodes.host.sampler import parallel
 from paratafusion_pack.nodes.host.settings import Outcome, Settings
 from paratafusion_pack.nodes.reports import CompareWithSequential
@@ -157,7 +158,8 @@ def test_an_interrupt_during_the_probe_is_an_interrupt(splat_model, monkeypatch)
     def cancelled(*_: Any) -> Tensor:
         raise comfy.model_management.InterruptProcessingException
 
-    monkeypatch.setattr("paratafusion_pack.nodes.host.sampler.rows_touch", cancelled)
+    monkeypatch.setattr("paratafusion_pack.nodes.host.sampler.KNOWN", Latencies())  # or it is known already
+    monkeypatch.setattr("paratafusion_pack.nodes.host.sampler.probe", cancelled)
     sampler = parallel(comfy.samplers.sampler_object("euler"), EXACT, Outcome())
     with pytest.raises(comfy.model_management.InterruptProcessingException):
         sample(splat_model, sampler, sigmas_of(splat_model, "euler", 6), **conds(64), latent_image=splats())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import time
+import weakref
 from dataclasses import replace
 
 import comfy.model_management
@@ -11,6 +12,7 @@ import comfy.samplers
 import pytest
 import torch
 from paratafusion_pack.nodes.host import latency, sampler
+from paratafusion_pack.nodes.host.guards import PROBED, Parts
 from paratafusion_pack.nodes.host.latency import Known, Latencies
 from paratafusion_pack.nodes.host.sampler import parallel
 from paratafusion_pack.nodes.host.settings import Outcome, Settings
@@ -19,6 +21,8 @@ from paratafusion_pack.paratafusion_core.plan import Machine
 from tiny import as_prediction, conditioning, latent, load, relative, sample, sigmas_of
 
 STEPS = 20
+#: Of a model without patches.
+PLAIN = Parts((), ())
 
 
 class Guider:
@@ -206,26 +210,72 @@ def report_of(seconds):
 def test_what_is_remembered_is_of_one_model_shape_and_residency(flow_model, monkeypatch):
     cache = Latencies()
     x = torch.zeros(1, 16, 8, 8)
-    entry = cache.of(Guider(flow_model), x)
+    entry = cache.of(Guider(flow_model), x, PLAIN)
     entry.learn(report_of([1.0, 1.5]))
     assert entry.seconds == {1: 1.0, 2: 1.5}
-    assert cache.of(Guider(flow_model), x) is entry
-    assert cache.of(Guider(flow_model.clone()), x).seconds == entry.seconds  # a clone is the same model
-    assert not cache.of(Guider(as_prediction(flow_model, "eps")), x[:, :, :4]).seconds
-    assert not cache.of(Guider(flow_model), x.repeat(2, 1, 1, 1)).seconds
-    assert not cache.of(Guider(flow_model), x.half()).seconds
-    assert not cache.of(Guider(flow_model, 1.0), x).seconds
+    assert cache.of(Guider(flow_model), x, PLAIN) is entry
+    assert cache.of(Guider(flow_model.clone()), x, PLAIN).seconds == entry.seconds  # a clone is the same model
+    assert not cache.of(Guider(as_prediction(flow_model, "eps")), x[:, :, :4], PLAIN).seconds
+    assert not cache.of(Guider(flow_model), x.repeat(2, 1, 1, 1), PLAIN).seconds
+    assert not cache.of(Guider(flow_model), x.half(), PLAIN).seconds
+    assert not cache.of(Guider(flow_model, 1.0), x, PLAIN).seconds
     monkeypatch.setattr(latency, "residency_of", lambda patcher: "elsewhere")
-    assert not cache.of(Guider(flow_model), x).seconds
+    assert not cache.of(Guider(flow_model), x, PLAIN).seconds
+
+
+def slowed(model, seconds=0.0):
+    """``model`` behind a wrapper of its calls, as packs put one there, that takes time of its own."""
+    clone = model.clone()
+
+    def wrapper(apply_model, args):
+        time.sleep(seconds)
+        return apply_model(args["input"], args["timestep"], **args["c"])
+
+    clone.set_model_unet_function_wrapper(wrapper)
+    return clone
+
+
+def test_what_is_remembered_is_of_the_wrappers_around_the_model(flow_model, fresh):
+    wrapped = slowed(flow_model)
+    for model, kinds in ((flow_model, 1), (wrapped, 2), (flow_model, 2), (wrapped, 2), (slowed(flow_model), 3)):
+        run(model, Settings(window=4))
+        assert len(fresh) == kinds
+
+
+def test_a_wrapper_that_is_gone_is_not_taken_for_another(flow_model):
+    """Another function may come to lie where it was."""
+    cache, x = Latencies(), torch.zeros(1, 16, 8, 8)
+    wrapper = slowed(flow_model).model_options["model_function_wrapper"]
+    parts = Parts((id(wrapper),), (weakref.ref(wrapper),))
+    cache.of(Guider(flow_model), x, parts).learn(report_of([1.0, 1.5]))
+    assert cache.of(Guider(flow_model), x, parts).seconds
+    del wrapper
+    gc.collect()
+    assert not cache.of(Guider(flow_model), x, replace(parts, alive=(lambda: parts,))).seconds
+
+
+def test_a_patched_model_is_probed_once(flow_model, fresh):
+    model = slowed(flow_model)
+    settings = Settings(window=4)
+    assert [run(model, settings)[1].probe_nfe for _ in range(2)] == [PROBED, 0]
+    assert run(slowed(flow_model), settings)[1].probe_nfe == PROBED
+
+
+def test_what_the_probe_has_found_is_remembered(flow_model, fresh, monkeypatch):
+    model = flow_model.clone()
+    model.set_model_sampler_post_cfg_function(lambda a: a["denoised"] - 0.2 * a["denoised"].mean(0, keepdim=True))
+    found = run(model, Settings(window=4))[1].fallback
+    monkeypatch.setattr(sampler, "probe", lambda *_: pytest.fail("probed again"))
+    assert found is not None and run(model, Settings(window=4))[1].fallback == found
 
 
 def test_the_cache_is_bounded_and_keeps_no_model_alive():
     cache = Latencies(entries=2)
     model = load("sd3")
     for size in (1, 2, 3):
-        cache.of(Guider(model), torch.zeros(size, 16, 8, 8)).learn(report_of([1.0, 1.5]))
+        cache.of(Guider(model), torch.zeros(size, 16, 8, 8), PLAIN).learn(report_of([1.0, 1.5]))
     assert len(cache) == 2
-    entry = cache.of(Guider(model), torch.zeros(3, 16, 8, 8))
+    entry = cache.of(Guider(model), torch.zeros(3, 16, 8, 8), PLAIN)
     assert entry.seconds
     del model
     gc.collect()
