@@ -115,5 +115,8 @@ class CompareWithSequential(io.ComfyNode):
         psnr = 999.0 if math.isinf(figures.psnr_db) else figures.psnr_db
         peak = "the range of an image" if image else "the reference's range"
         text = f"PSNR {psnr:.1f} dB (of {peak}, {figures.psnr_peak:.3g}), largest difference {figures.max_abs:.3g}"
-        text += " (brightest in the picture)" if figures.max_abs > 0 else ": equal"
+        if math.isnan(figures.max_abs):
+            text += ": there are values that are no numbers"
+        else:
+            text += " (brightest in the picture)" if figures.max_abs > 0 else ": equal"
         return io.NodeOutput(psnr, figures.max_abs, _difference(a, b, image), text)

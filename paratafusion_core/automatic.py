@@ -7,7 +7,7 @@ from dataclasses import replace
 from .collocation import by_collocation, refusal
 from .collocation.again import obstacle as not_its_nodes
 from .iterate import iterate
-from .job import Job, Solution, predict_speedup
+from .job import Job, Progress, Solution, predict_speedup
 from .opening import Replan, Shared
 from .options import TARGETS, Options
 from .plan import WORTH, Machine, Plan, Question, collocation_work
@@ -23,7 +23,7 @@ def automatic(job: Job, machine: Machine) -> Solution:
 
     A run that finishes a capped one goes on by that one's plan.
     """
-    options = job.options
+    options, job = job.options, _rising(job)
     if isinstance(options.window, int):
         machine = replace(machine, most=min(options.window, machine.most or options.window))
     question, why = _question(job)
@@ -38,7 +38,7 @@ def automatic(job: Job, machine: Machine) -> Solution:
     while plan.solver == "collocation":
         chosen = replace(options, solver="collocation", window=plan.window)
         try:
-            done = by_collocation(replace(job, denoise=shared, options=chosen), lambda: shared.window)
+            done = by_collocation(replace(job, denoise=shared, options=chosen), lambda: shared.window, machine.clock)
         except Replan as other:
             plan = other.plan
         else:
@@ -71,7 +71,7 @@ def _sketch(job: Job, question: Question) -> Part | None:
         return None
     if part.solver == "collocation":
         return part if question.target is not None and not_its_nodes(job.system, part) is None else None
-    return part if obstacle(job.system, _windowed(job.options), part) is None else None
+    return part if obstacle(job.system, _windowed(job.options, None), part) is None else None
 
 
 def _plan_of(part: Part, question: Question, machine: Machine) -> Plan:
@@ -82,15 +82,32 @@ def _plan_of(part: Part, question: Question, machine: Machine) -> Plan:
     return Plan("collocation", min(window, machine.most or window, question.total), question.rows, 0.0, 0.0)
 
 
-def _windowed(options: Options) -> Options:
-    return replace(options, solver="quasi-newton", window="auto", rows=None, target_db=None)
+def _windowed(options: Options, most: int | None) -> Options:
+    """Options of the quasi-Newton run; where one row fits it is the plain sampler to the bit."""
+    return replace(options, solver="quasi-newton", window=1 if most == 1 else "auto", rows=None, target_db=None)
+
+
+def _rising(job: Job) -> Job:
+    """``job`` whose callback is told of a round once, though a change of plan begins anew."""
+    callback, told = job.callback, 0
+    if callback is None:
+        return job
+
+    def tell(progress: Progress) -> None:
+        nonlocal told
+        if progress.round > told:
+            told = progress.round
+            callback(progress)
+
+    return replace(job, callback=tell)
 
 
 def _by_window(job: Job, question: Question, shared: Shared, why: str | None) -> Solution:
     """The run by the quasi-Newton solver or, at window 1, one row after the other."""
     timed = Timed(shared, shared.machine.clock, accelerator=job.system.S.device.type != "cpu")
     pilot = Pilot(question, shared.machine, timed, shared)
-    done = iterate(replace(job, denoise=timed, options=_windowed(job.options)), pilot, shared.machine.clock)
+    machine, options = shared.machine, _windowed(job.options, shared.machine.most)
+    done = iterate(replace(job, denoise=timed, options=options), pilot, machine.clock)
     if max(done.report.window_per_round) == 1 < question.total:
         done.report.solver = "sequential"
     if pilot.plan is not None:

@@ -16,6 +16,21 @@ Network = Callable[[Tensor, Tensor], Tensor]
 PREDICTIONS = ("eps", "v", "x0", "flow")
 
 
+def answer(denoise: Denoise, x: Tensor, sigma: Tensor) -> Tensor:
+    """What ``denoise`` makes of ``x`` ``[n, B, ...]`` at ``sigma`` ``[n]``, in x's dtype; nothing is shared with it.
+
+    Raises:
+        ValueError: it returned something else than floats of its input's shape.
+    """
+    # models scale their input in place: give them copies
+    D = denoise(x.clone(), sigma.clone())
+    if not isinstance(D, Tensor) or D.shape != x.shape or not D.is_floating_point():
+        found = f"{D.dtype} of shape {list(D.shape)}" if isinstance(D, Tensor) else type(D).__name__
+        raise ValueError(f"denoise returned {found}; floats of shape {list(x.shape)}, its input's, are allowed")
+    # a copy: the model may write its next answer into the same tensor
+    return torch.empty_like(x).copy_(D)
+
+
 def from_network(
     network: Network,
     prediction: str,

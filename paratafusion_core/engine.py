@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from .certificate import products, quotients
-from .denoisers import Denoise
+from .denoisers import Denoise, answer
 from .devices import send
 from .errors import NotFinite
 from .rows import Scales, Window
@@ -353,14 +353,7 @@ def call_model(denoise: Denoise, x: Tensor, sigma: Tensor, shape: torch.Size) ->
     Raises:
         ValueError: it returned something else than floats of its input's shape.
     """
-    wanted = [len(x), *shape]
-    # models scale their input in place: give them copies
-    D = denoise(x.reshape(wanted).clone(), sigma.clone())
-    if not isinstance(D, Tensor) or list(D.shape) != wanted or not D.is_floating_point():
-        found = f"{D.dtype} of shape {list(D.shape)}" if isinstance(D, Tensor) else type(D).__name__
-        raise ValueError(f"denoise returned {found}; floats of shape {wanted}, its input's, are allowed")
-    # a copy: the model may write its next answer into the same tensor
-    return torch.empty_like(x).copy_(D.reshape(x.shape))
+    return answer(denoise, x.reshape(len(x), *shape), sigma).reshape(x.shape)
 
 
 def _matmul(weights: Tensor, D: Tensor, S: Tensor) -> Tensor:

@@ -10,7 +10,10 @@ from typing import Any
 
 
 class NotFinite(ValueError):
-    """The model gave NaN or infinity at a state that the plain sampler would have shown it too."""
+    """The model gave NaN or infinity at a state that the plain sampler would have shown it too.
+
+    With collocation, whose states are near those of the plain sampler, at any state.
+    """
 
 
 def check_count(name: str, value: Any, low: int = 1, high: int | None = None) -> int:

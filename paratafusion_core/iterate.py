@@ -46,12 +46,12 @@ def iterate(job: Job, windows: Asked | Pilot | None = None, clock: Callable[[], 
         steepest = max(steepest, done.steepest)
         finished = frozen == K or report.rounds == options.max_rounds
         picture = fill(problem, front, done, K, K + 1)[0] if finished or callback else None
-        report.seconds_per_round.append(clock() - started)
+        report.seconds_per_round.append(max(clock() - started, 0.0))
         if looks is None:
             windows.record(done.frozen, done.evaluated, report.seconds_per_round[-1])
         if callback is not None and picture is not None:
             shown = picture.reshape(problem.shape).clone()  # the callback's own
-            callback(Progress(report.rounds, frozen, K, report.nfe, front.first, done.residual, shown))
+            callback(Progress(report.rounds, frozen, K, report.nfe, front.first, [*done.residual], shown))
         if finished and picture is not None:
             break
         if not same:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .denoisers import Denoise
 from .options import Options
+from .plan import fit, typical
 from .report import Report
 from .system import System
 from .trajectory import Trajectory
@@ -29,7 +30,7 @@ class Progress:
 
     Attributes:
         round: 1, 2, ..
-        frozen: rows final so far, of ``rows`` = K.
+        frozen: rows final so far, of ``rows`` = K; with collocation, whose rows are refined to the end, how far it is.
         nfe: rows evaluated so far.
         first: the round's first row; residual: each of its rows' distance in units of the freeze rule.
         picture: ``[B, ...]`` the final picture as far as it is known now.
@@ -100,7 +101,18 @@ def close(report: Report, status: Status, seconds: float) -> None:
 
 
 def predict_speedup(report: Report) -> None:
-    """Fill ``predicted_speedup`` from the rounds that tell what they took."""
-    calls = report.calls()
-    single, spent = [seconds for rows, seconds in calls if rows == 1], sum(report.seconds_per_round)
-    report.predicted_speedup = report.sequential_nfe * min(single) / spent if single and spent > 0 else None
+    """Fill ``predicted_speedup`` from the rounds that tell what they took.
+
+    The first call of a run may be late by any factor: where no other evaluated a single row, what one takes follows
+    from the larger ones.
+    """
+    calls, spent = report.calls(), sum(report.seconds_per_round)
+    single = [seconds for rows, seconds in calls if rows == 1]
+    if report.status != Status.CONVERGED.value or not single or spent <= 0:
+        return
+    later: dict[int, list[float]] = {}
+    for rows, seconds in calls[1:]:
+        later.setdefault(rows, []).append(seconds)
+    latency = fit({rows: typical(seconds) for rows, seconds in later.items()})
+    one = min(later[1]) if 1 in later else single[0] if latency is None else min(latency(1), single[0])
+    report.predicted_speedup = report.sequential_nfe * one / spent

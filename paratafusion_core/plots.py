@@ -112,7 +112,7 @@ def headline(report: Report) -> str:
     if K == 0:
         return f"{report.sampler}: nothing to do"
     if report.fallback is not None or report.solver == "sequential":
-        return f"{done}: {K} model call{'s' * (K != 1)}, one by one"
+        return f"{done}: {rounds} model call{'s' * (rounds != 1)}, one by one"
     return f"{done}: {rounds} model call{'s' * (rounds != 1)} instead of {K}"
 
 
@@ -128,7 +128,9 @@ def remarks(report: Report) -> list[tuple[str, str]]:
         found.append(("doubt", report.doubt))
     if report.status == "max_rounds":
         final = report.frozen_per_round[-1] if report.frozen_per_round else 0
-        text = f"after {report.rounds} rounds, as asked: {final} of {K} rows are final, the picture is a sketch"
+        so_far = f"{final} of {K} rows are final, " if report.solver != "collocation" else ""
+        rounds = f"{report.rounds} round{'s' * (report.rounds != 1)}"
+        text = f"after {rounds}, as asked: {so_far}the picture is a sketch"
         found.append(("stopped", text))
     if report.psnr_db is not None and report.max_abs is not None:
         psnr = "equal" if report.max_abs == 0 else f"{report.psnr_db:.1f} dB, largest difference {report.max_abs:.2g}"

@@ -19,12 +19,15 @@ class Report:
         sampler, steps: of the system.
         solver, preset, tolerance: how it was solved; the preset is ``custom`` where a tolerance was given.
         sequential_nfe: K, the rows that the sequential sampler evaluates.
-        rounds: batched model calls.
+        rounds: batched model calls, but for those before the plan of solver ``auto`` and the probe's.
         nfe: rows evaluated, the sum of ``rows_per_round``.
-        frozen_per_round: rows final after each round.
+        frozen_per_round: rows final after each round; with collocation, whose rows are refined to the end, how far it
+            was.
         window_per_round: rows of the window of each round.
         window_reason: why the window is what it is.
-        residuals: per round the window's first row and each row's residual in units of the freeze rule.
+        residuals: per round the window's first row and each row's residual in units of the solver's own rule: the
+            freeze rule, ParaTAA's tau; with collocation a node's movement since it was evaluated, and between nodes the
+            error expected of the interpolation.
         status: ``converged`` or ``max_rounds``.
         fallback: why the plain sampler ran instead (the host sets it), None if it did not.
         repairs: rows refilled because they were not finite or exploded.
@@ -39,7 +42,7 @@ class Report:
         opening, recalled: where solver ``auto`` changed its plan, (rows, seconds) of the calls before that, and which
             rounds, counted from 0, took rows from them.
         predicted_speedup: sequential_nfe L(1) over the time of the rounds, from this run's measured latencies; None
-            when no single row was measured.
+            when no single row was measured, and of a run that ``max_rounds`` stopped.
         predicted_seconds: of the rounds, as the automatic plan had it when it was made.
         measured_speedup, psnr_db, max_abs, rel_l2, kernel_floor: filled where a sequential reference was run;
             ``psnr_peak`` names the range that PSNR refers to.
@@ -124,7 +127,7 @@ def fidelity(result: Tensor, reference: Tensor, peak: float | None = None) -> Fi
     """
     if result.shape != reference.shape:
         raise ValueError(f"result has shape {list(result.shape)}; {list(reference.shape)}, the reference's, is allowed")
-    a, b = (t.detach().to("cpu", torch.float64).flatten(1) for t in (result, reference))
+    a, b = (t.detach().to("cpu", torch.float64).reshape(len(t), -1) for t in (result, reference))
     peak = float(b.max() - b.min()) if peak is None else float(peak)
     square = ((a - b) ** 2).mean(1)
     worst = float(square.max())

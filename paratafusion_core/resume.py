@@ -141,7 +141,7 @@ def remembering(problem: Problem, front: Front, part: Part) -> tuple[Problem, Fr
         x, D, changes = torch.cat([x[:count] + changes[0], x[count:]]), torch.zeros_like(D), changes[2:]
     state = problem.solver.take_up(Memory(x[:count] - changes[0], D - changes[1], changes[2:]))
     warm = problem.warm.clone()
-    warm[front.first : front.first + known] = warm[front.first + known - 1]
+    warm[front.first : front.first + known] = warm[front.first + known - 1].clone()
     return replace(problem, warm=warm), replace(front, x=x, state=problem.solver.slide(state, 0, count, len(x)))
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .devices import send
-from .errors import check_count
+from .errors import check_count, check_real
 
 TIMESTEPS = 1000
 #: A system holds steps^2 coefficients and steps states.
@@ -58,6 +58,8 @@ def normal(steps: int) -> Tensor:
 def karras(steps: int, sigma_min: float = SIGMA_MIN, sigma_max: float = SIGMA_MAX, rho: float = 7.0) -> Tensor:
     """Evenly spaced in sigma^(1/rho), then 0 (Karras et al., arXiv 2206.00364, equation 5). [steps + 1]"""
     check_count("steps", steps, high=MAX_STEPS)
+    _check_range(sigma_min, sigma_max)
+    check_real("rho", rho, above=0.0)
     low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
     spaced = torch.linspace(high, low, steps, dtype=torch.float64) ** rho
     return torch.cat([spaced, spaced.new_zeros(1)])
@@ -66,6 +68,7 @@ def karras(steps: int, sigma_min: float = SIGMA_MIN, sigma_max: float = SIGMA_MA
 def uniform(steps: int, sigma_min: float = SIGMA_MIN, sigma_max: float = SIGMA_MAX) -> Tensor:
     """Evenly spaced in log sigma (DPM-Solver's uniform lambda, arXiv 2206.00927), then 0. [steps + 1]"""
     check_count("steps", steps, high=MAX_STEPS)
+    _check_range(sigma_min, sigma_max)
     spaced = torch.linspace(math.log(sigma_max), math.log(sigma_min), steps, dtype=torch.float64).exp()
     return torch.cat([spaced, spaced.new_zeros(1)])
 
@@ -73,8 +76,15 @@ def uniform(steps: int, sigma_min: float = SIGMA_MIN, sigma_max: float = SIGMA_M
 def flow(steps: int, shift: float = 1.0) -> Tensor:
     """Flow-matching times from 1 to 0, t -> shift t / (1 + (shift - 1) t) (SD3, arXiv 2403.03206). [steps + 1]"""
     check_count("steps", steps, high=MAX_STEPS)
+    check_real("shift", shift, above=0.0)
     t = torch.linspace(1, 0, steps + 1, dtype=torch.float64)
     return shift * t / (1 + (shift - 1) * t)
+
+
+def _check_range(sigma_min: float, sigma_max: float) -> None:
+    check_real("sigma_min", sigma_min, above=0.0)
+    if check_real("sigma_max", sigma_max) <= sigma_min:
+        raise ValueError(f"sigma_max is {sigma_max!r}; a number above sigma_min, {sigma_min!r}, is allowed")
 
 
 SCHEDULES = {"normal": normal, "karras": karras, "uniform": uniform, "flow": flow}

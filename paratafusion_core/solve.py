@@ -14,6 +14,7 @@ from .iterate import iterate
 from .job import Job, Progress, Solution, Status
 from .options import Options
 from .plan import Machine
+from .surroundings import plain_torch
 from .system import System
 from .trajectory import Trajectory
 
@@ -33,8 +34,9 @@ def solve(
     """Solve ``system``: the sequential sampler's result in fewer, batched model calls.
 
     The rounds never exceed ``system.evaluations``: the first row of a window is exact, so it freezes. Exceptions of
-    ``denoise`` and ``callback`` pass through; nothing is kept, and ``system`` is never changed. The engine's own sums
-    are float32 matrix products: leave ``torch.backends.cuda.matmul.allow_tf32`` off, as it is by default.
+    ``denoise`` and ``callback`` pass through; nothing is kept, and ``system`` is never changed. Both run under the
+    caller's autocast and default device, the engine's own sums without. These are float32 matrix products: leave
+    ``torch.backends.cuda.matmul.allow_tf32`` off, as it is by default.
 
     Args:
         system: the sampler's run.
@@ -51,15 +53,20 @@ def solve(
     Raises:
         ValueError: ``warm`` has another latent shape, ``options.flow`` does not fit the sigmas, or ``denoise``
             returned another shape.
-        NotFinite: a ValueError; ``denoise`` is not finite at an exact state.
+        NotFinite: a ValueError; ``denoise`` is not finite at an exact state, with solver ``collocation`` at any state
+            that it is shown.
     """
     for name, value, kind in (("system", system, System), ("options", options, Options)):
         if not isinstance(value, kind):
             raise ValueError(f"{name} is a {type(value).__name__}; a {kind.__name__} is allowed")
     if warm is not None and not isinstance(warm, Trajectory):
         raise ValueError(f"warm is a {type(warm).__name__}; a Trajectory, as of load_trajectory, is allowed")
-    with torch.no_grad():
-        job = Job(system, denoise, options, warm, callback, keep_trajectory)
+    for name, function in (("denoise", denoise), ("callback", callback or denoise)):
+        if not callable(function):
+            raise ValueError(f"{name} is a {type(function).__name__}; a function is allowed")
+    with torch.no_grad(), plain_torch(system.S.device.type) as as_before:
+        tell = None if callback is None else as_before(callback)
+        job = Job(system, as_before(denoise), options, warm, tell, keep_trajectory)
         if options.solver == "auto":
             return automatic(job, machine or Machine())
         if options.solver == "collocation" and options.tolerance > 0:

@@ -101,9 +101,9 @@ class Timed:
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
         begin = self._clock()
         D = self._denoise(x, sigma)
-        if self._accelerator and self.tells:
+        if self._accelerator and self.tells and isinstance(D, Tensor) and D.numel():
             float(D.flatten()[0])
-        self.spent += self._clock() - begin
+        self.spent += max(self._clock() - begin, 0.0)
         return D
 
 

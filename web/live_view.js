@@ -96,7 +96,7 @@ export class LiveView {
 
   /** What the element needs, in CSS pixels. */
   get height() {
-    return wordsOf(this.#message, this.locale()).note ? 104 : 68;
+    return wordsOf(this.#message, this.locale()).note ? 114 : 68;
   }
 
   /** Take a message; it is drawn in the next frame in which the element can be seen, and not spoken if it is old. */

@@ -84,7 +84,7 @@ def _add_sample(one: argparse.ArgumentParser) -> None:
     one.add_argument("--steps", type=_whole, default=50)
     one.add_argument("--cfg", type=_real, default=4.0)
     one.add_argument("--solver", choices=SOLVERS, default="quasi-newton")
-    one.add_argument("--window", type=_window, metavar="N|full|auto", help="8; 1 for collocation towards a target")
+    one.add_argument("--window", type=_window, metavar="N|full|auto", help="8; 1 for collocation")
     one.add_argument("--preset", choices=tuple(PRESETS), default="balanced")
     one.add_argument("--tol", type=_real)
     one.add_argument("--order", type=_whole, metavar="K", help="of ParaTAA's equations")

@@ -131,8 +131,8 @@ def run(arguments: argparse.Namespace) -> None:
         rows=arguments.rows,
         target_db=arguments.target,
     )
-    if arguments.window is None and options.solver == "collocation" and options.target is not None:
-        options = replace(options, window=1)  # where the estimate is surest
+    if arguments.window is None and options.solver == "collocation":
+        options = replace(options, window=1)  # where few rows do most, and the estimate is surest
     task = make_task(
         arguments.prompt,
         arguments.sampler,
@@ -169,6 +169,12 @@ def _tell(solution: Solution, out: Path) -> None:
     if report.estimated_db is not None:
         asked = "" if report.target_db is None else f", of {report.target_db:g} dB asked for"
         print(f"estimated fidelity: {report.estimated_db:.1f} dB{asked}")
+    if report.doubt is not None:
+        print(f"doubt: {report.doubt}")
+    if report.plan is not None:
+        print(f"plan: {report.plan}")
+    if report.measured_speedup is not None:
+        print(f"{report.measured_speedup:.2f} times as fast as one by one (measured, this run)")
     if report.max_abs is not None:
         psnr = "equal" if report.psnr_db == float("inf") else f"PSNR {report.psnr_db:.1f} dB"
         kernels = f"kernels alone {report.kernel_floor:.2e}"

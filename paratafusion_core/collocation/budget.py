@@ -67,7 +67,7 @@ def budget(ground: Ground, options: Options) -> Budget:
     if width == 2:  # the automatic plan opens with it, and may go on with window 1
         single = place(ground.u, rows)
         inside = single[1:2] if single[1] < front[1] else inside or front[2:3]
-    return Budget(front, max(rounds, len(front)), rows, width, inside[: max(rows - 2, 0)])
+    return Budget(front, max(rounds, len(front)), rows, width, inside[: max(rows - len(front), 0)])
 
 
 def at_window(plan: Budget, width: int, last: int) -> Budget:

@@ -94,8 +94,10 @@ def doubt(
     if target is not None and found < target:
         said.append(f"an estimated {found:.0f} dB of the {target:g} dB asked for")
     abrupt = abruptness(seen.turns / scales.data_rms, scales.noise[rows[:-1]])
-    if risk(own_db, signs.steepest[0], abrupt, signs.surprise) >= RISKY:
-        why = "its rows are too few" if own_db < _POOR else "the model chose it abruptly, where small errors decide"
+    unknown = len(rows) < 3  # nothing was foreseen that could have surprised
+    if unknown or risk(own_db, signs.steepest[0], abrupt, signs.surprise) >= RISKY:
+        few = unknown or own_db < _POOR
+        why = "its rows are too few" if few else "the model chose it abruptly, where small errors decide"
         said.append(
             f"this may be another picture than the sampler's own, as {why} (an estimated {found:.0f} dB): more rows, a "
             "higher target in dB, or the quasi-newton solver makes it surer"

@@ -55,7 +55,11 @@ def expected_error(ground: Ground, nodes: Nodes, seen: Impact, noise: Tensor, wi
 
     Args:
         noise: ``[K]`` in units of the data's rms. width: most rows of a round.
+
+    With fewer than three nodes it is the data's rms: there is nothing to tell it by.
     """
+    if len(nodes.rows) < 3:  # nothing was foreseen that could be compared
+        return ground.unit
     quiet, alpha = 1 / (1 + noise[nodes.rows] ** 2), ground.alpha[nodes.rows].clamp(min=1e-6)
     _, times = from_window(_WIDER, width)
     of_moved, of_left_out = (times * count for count in _COUNTS)
@@ -71,16 +75,12 @@ def decibels(error: float, peak: float) -> float:
 
 def _between(ground: Ground, nodes: Nodes) -> Tensor:
     """``[n-1]`` what each gap's end would be off by if D were, inside it, as far off as it is foreseen at the nodes
-    around by the others; the first and last gap have one such node, a single gap none: there the change of D counts."""
+    around by the others, of which the first and last gap have one."""
     n = len(nodes.rows)
-    if n < 3:
-        off = torch.linalg.vector_norm(nodes.D.diff(dim=0), dim=-1)
-    else:
-        weights = send(left_out(ground.u[nodes.rows])[1:-1], nodes.D)
-        off = torch.linalg.vector_norm((weights @ nodes.D.flatten(1)).view(n - 2, *nodes.D.shape[1:]), dim=-1)
+    weights = send(left_out(ground.u[nodes.rows])[1:-1], nodes.D)
+    off = torch.linalg.vector_norm((weights @ nodes.D.flatten(1)).view(n - 2, *nodes.D.shape[1:]), dim=-1)
     sizes = off.amax(1).cpu().double() / nodes.D.shape[-1] ** 0.5
-    if n > 2:
-        around = torch.cat([sizes[:1], sizes, sizes[-1:]]).square()
-        sizes = ((around[1:] + around[:-1]) / 2).sqrt()
+    around = torch.cat([sizes[:1], sizes, sizes[-1:]]).square()
+    sizes = ((around[1:] + around[:-1]) / 2).sqrt()
     spans = torch.diff(torch.tensor(nodes.rows)).double()
     return sizes * ground.inside(nodes.rows) * spans ** (1 / 3)

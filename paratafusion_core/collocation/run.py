@@ -70,7 +70,14 @@ class Found:
     part: Part | None
 
 
-def collocate(job: Job, scales: Scales, report: Report, tell: Tell, window: Callable[[], int] | None = None) -> Found:
+def collocate(
+    job: Job,
+    scales: Scales,
+    report: Report,
+    tell: Tell,
+    window: Callable[[], int] | None = None,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Found:
     """Run; ``report`` is filled round by round.
 
     After a warm start what is interpolated is how D has changed since. Of a capped run of this system the nodes are
@@ -79,6 +86,7 @@ def collocate(job: Job, scales: Scales, report: Report, tell: Tell, window: Call
     Args:
         scales: of the system.
         tell: called after each round. window: towards a target, the window of the next round; None for the options'.
+        clock: seconds, rising.
 
     Raises:
         ValueError: ``denoise`` returned another shape. NotFinite: it returned NaN or infinity.
@@ -104,14 +112,14 @@ def collocate(job: Job, scales: Scales, report: Report, tell: Tell, window: Call
     lasting = (1 + scales.noise**2) ** -0.25
     rows, finished, own, widest = plan.front[:1], False, None, plan.width
     while True:
-        started = time.perf_counter()
+        started = clock()
         if begun is not None and begun.nodes is not None and report.rounds == 0:
             rows, y, d, elapsed = begun.rows, begun.y, begun.d, begun.seconds
         else:
             y = states(ground, nodes, rows)
             d = evaluate(rows, y)
             d = d if before is None else d - before[rows]
-            elapsed = time.perf_counter() - started  # checking D waited for the device
+            elapsed = max(clock() - started, 0.0)  # checking D waited for the device
         off = missed(nodes, rows, d)
         nodes = with_evaluated(ground, nodes, rows, y, d)
         seen = impact(ground, nodes, lasting, off)
@@ -132,10 +140,10 @@ def collocate(job: Job, scales: Scales, report: Report, tell: Tell, window: Call
             widest = max(widest, plan.width)
         rows = [] if finished else next_rows(ground, plan, nodes, seen, *spent, again)
         finished = finished or not rows  # nothing left to gain: the front always has a next row
-        frozen = ground.total if finished else nodes.rows[-1]
-        tell(frozen, 0, report.residuals[-1][1], picture)
+        frozen = ground.total if finished else _way(plan, nodes, spent[0])
         report.frozen_per_round.append(frozen)
-        report.seconds_per_round.append(time.perf_counter() - started)
+        report.seconds_per_round.append(max(clock() - started, 0.0))
+        tell(frozen, 0, [*report.residuals[-1][1]], picture)
         if finished or report.rounds >= (options.max_rounds or math.inf):
             break
     report.doubt = doubt(signs, nodes.rows, seen, scales, report, own)
@@ -195,6 +203,12 @@ def _enough(report: Report, spent: tuple[int, int], plan: Budget, options: Optio
     if options.target is None:
         return rounds >= plan.rounds or nfe >= plan.rows
     return not waiting and report.estimated_db is not None and report.estimated_db >= options.target + MARGIN
+
+
+def _way(plan: Budget, nodes: Nodes, rounds: int) -> int:
+    """How far the run is, in rows: to its last node, where rounds are planned at most their share of the way."""
+    last = nodes.rows[-1]
+    return last if plan.open else min(last, len(nodes.M) * rounds // max(plan.rounds, 1))
 
 
 def _account(report: Report, nodes: Nodes, seen: Impact, scales: Scales, evaluated: int, seconds: float) -> None:

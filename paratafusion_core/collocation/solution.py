@@ -13,11 +13,14 @@ from ..trajectory import Trajectory, half
 from .run import collocate, refusal
 
 
-def by_collocation(job: Job, window: Callable[[], int] | None = None) -> Solution:
+def by_collocation(
+    job: Job, window: Callable[[], int] | None = None, clock: Callable[[], float] = time.perf_counter
+) -> Solution:
     """Run ``job`` with the collocation solver.
 
     Args:
         window: towards a target, the window of the next round; None for the options' throughout.
+        clock: seconds, rising; of the rounds.
 
     Raises:
         ValueError: it cannot serve the system.
@@ -37,7 +40,7 @@ def by_collocation(job: Job, window: Callable[[], int] | None = None) -> Solutio
             callback(Progress(report.rounds, frozen, K, report.nfe, first, residual, shown))
 
     scales = Scales.of(system, options.flow, options.data_rms)
-    found = collocate(job, scales, report, tell, window)
+    found = collocate(job, scales, report, tell, window, clock)
     trajectory = None
     if found.D is not None:
         kept = half(found.D).reshape(K, *shape).cpu()
