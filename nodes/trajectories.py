@@ -12,6 +12,7 @@ from comfy_api.latest import io
 
 from ..paratafusion_core import Trajectory, load_trajectory, save_trajectory
 from .host.graph import problem_of, running_prompt
+from .host.listing import Listing
 from .host.names import check_name, check_path
 from .host.notify import say_on_node
 from .host.store import STORE, Entry
@@ -20,6 +21,7 @@ from .types import CATEGORY, TrajectoryType, schema
 _HIDDEN = [io.Hidden.prompt, io.Hidden.unique_id]
 _NAME_TIP = "The name under which Keep Trajectory and Recall Trajectory meet."
 _OUTPUT_MARK = " [output]"
+_LISTING = Listing(".safetensors")
 
 
 def _client() -> str:
@@ -143,10 +145,7 @@ def _files() -> list[str]:
     """Trajectory files of the input folder, then of the output folder; of those with names that Load takes."""
     found: list[str] = []
     for root, mark in ((folder_paths.get_input_directory(), ""), (folder_paths.get_output_directory(), _OUTPUT_MARK)):
-        base = Path(root)
-        if base.is_dir():
-            inside = (p.relative_to(base).as_posix() for p in base.rglob("*.safetensors") if p.is_file())
-            found += sorted(name + mark for name in inside if _verdict(check_path, "file", name) is True)
+        found += [name + mark for name in _LISTING.of(Path(root)) if _verdict(check_path, "file", name) is True]
     return found
 
 

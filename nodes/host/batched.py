@@ -76,7 +76,8 @@ def sized_guider(guider: Any, batch: int) -> Any:
     return twin
 
 
-def _is_oom(error: BaseException) -> bool:
+def is_oom(error: BaseException) -> bool:
+    """Whether ``error`` says that memory has run out."""
     if isinstance(error, comfy.model_management.InterruptProcessingException):
         return False  # where torch has no exception of its own for this, the host takes any for one
     asks = getattr(comfy.model_management, "is_oom", None)
@@ -180,7 +181,7 @@ class BatchedModel:
             if uncond is not None:
                 uncond[rows] = taken[-1].reshape(part.shape).to(out.dtype)
         except Exception as error:
-            if len(rows) == 1 or not _is_oom(error):
+            if len(rows) == 1 or not is_oom(error):
                 raise
             return False
         self.calls, self.largest = self.calls + 1, max(self.largest, len(rows))

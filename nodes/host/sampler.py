@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import logging
 import time
 from collections.abc import Callable
 from typing import Any
@@ -13,20 +12,22 @@ import comfy.model_management
 import comfy.model_sampling
 import comfy.samplers
 from torch import Tensor
+from tqdm import tqdm
 
 from ...paratafusion_core import Options, Progress, Report, System, Trajectory, solve
 from ...paratafusion_core.collocation import refusal
 from ...paratafusion_core.plan import Question, choose, fit
-from .batched import BatchedModel
+from .batched import BatchedModel, is_oom
 from .capture import Captured, CaptureError, capture, same_random_numbers
 from .guards import PROBED, known_reason, needs_probe, parts_of, probe
 from .latency import KNOWN, Known
 from .live import Live
-from .notify import current_place, say_on_node
+from .notify import current_place
+from .plain import Unwrapped, close, counted, fallback, name_of, sequential_report
 from .settings import Outcome, Settings
 from .uncond import FoldedModel, distinct, fold_uncond
 
-log = logging.getLogger(__name__)
+_NO_MEMORY = "memory ran out in the parallel run"
 Denoise = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -61,33 +62,12 @@ def parallel(inner: Any, settings: Settings, outcome: Outcome, warm: Trajectory 
         raise ValueError(f"sampler is a {type(inner).__name__}; a SAMPLER is allowed")
     own = type(inner).sample is not comfy.samplers.KSAMPLER.sample
     if own or not hasattr(inner, "sampler_function"):
-        return _Unwrapped(inner, outcome)
+        return Unwrapped(inner, outcome)
     function, extra = inner.sampler_function, dict(inner.extra_options)
     if isinstance(function, _Run):  # a parallel sampler made parallel again: the settings given last count
         function, extra, warm = function.function, dict(function.extra), warm or function.warm
     run = _Run(function, extra, settings, outcome, warm)
     return comfy.samplers.KSAMPLER(run, {}, dict(inner.inpaint_options))
-
-
-def name_of(function: Any) -> str:
-    """A sampler function's name as the artist knows it."""
-    name = getattr(function, "__name__", None) or type(function).__name__
-    return name.removeprefix("sample_").removesuffix("_function")
-
-
-def _fallback(outcome: Outcome, name: str, steps: int, settings: Settings, reason: str, started: float) -> None:
-    """Say in the log and in the report that the plain sampler ran, and why."""
-    log.warning("ParaTAFusion: %s ran sequentially: %s", name, reason)
-    _sequential_report(outcome, name, steps, settings, started).fallback = reason
-
-
-def _sequential_report(outcome: Outcome, name: str, steps: int, settings: Settings, started: float) -> Report:
-    report = Report(name, steps, "sequential", settings.preset, settings.tol or 0.0, steps)
-    report.rounds = report.nfe = steps
-    report.rows_per_round = [1] * steps
-    report.seconds = report.model_seconds = time.perf_counter() - started
-    outcome.report, outcome.trajectory = report, None
-    return report
 
 
 def _probe(known: Known, batched: BatchedModel, x: Tensor, sigmas: Tensor) -> int:
@@ -123,13 +103,6 @@ def _account(report: Report, started: float, probing: float) -> None:
     report.seconds = time.perf_counter() - started
     report.model_seconds += probing
     report.engine_seconds = max(report.seconds - report.model_seconds, 0.0)
-
-
-def _close(live: Live, outcome: Outcome) -> None:
-    """Tell the artist how the run ended: on the live widget, or in a line of text where no node has one."""
-    live.end(outcome.report)
-    if outcome.report is not None and not live.shown:
-        say_on_node(outcome.summary())
 
 
 def _latent_format(model: Any) -> str | None:
@@ -194,31 +167,6 @@ class _Furthest:
         return result
 
 
-class _Unwrapped(comfy.samplers.Sampler):
-    """A SAMPLER with a ``sample`` method of its own cannot be read off: it runs as it is."""
-
-    def __init__(self, inner: Any, outcome: Outcome) -> None:
-        self._inner, self._outcome = inner, outcome
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("_"):
-            raise AttributeError(name)
-        return getattr(self._inner, name)
-
-    def sample(self, model_wrap: Any, sigmas: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        started, name, steps = time.perf_counter(), type(self._inner).__name__, max(len(sigmas) - 1, 0)
-        reason = "it brings its own way of sampling instead of a sampler function"
-        live = Live(current_place(), steps)
-        live.sequential(reason, None)
-        self._outcome.report = None
-        try:
-            result = self._inner.sample(model_wrap, sigmas, *args, **kwargs)
-            _fallback(self._outcome, name, steps, Settings(), reason, started)
-        finally:
-            _close(live, self._outcome)
-        return result
-
-
 class _Run:
     """A sampler function in k-diffusion's form, as ``KSAMPLER`` calls it."""
 
@@ -248,7 +196,7 @@ class _Run:
         try:
             return self._sample(model, x, sigmas, extra_args, callback, disable, live)
         finally:
-            _close(live, self._outcome)
+            close(live, self._outcome)
 
     def _sample(
         self, model: Any, x: Tensor, sigmas: Tensor, extra_args: dict[str, Any], callback: Any, disable: Any, live: Live
@@ -258,11 +206,19 @@ class _Run:
         reason = choice = None
         if not self._settings.sequential:
             try:
-                return self._solve(model, x, sigmas, extra_args, callback, live)
+                return self._solve(model, x, sigmas, extra_args, callback, disable, live)
             except Unfit as unfit:
                 reason = str(unfit)
             except NothingWins as wins:
                 choice = wins
+            except Exception as error:
+                if not is_oom(error):
+                    raise
+                reason = _NO_MEMORY
+        if reason is _NO_MEMORY:
+            # here, outside the handlers, the failed run's tensors are no longer referenced
+            comfy.model_management.soft_empty_cache()
+        model = counted(model)
         callback = live.sequential(reason, callback)
         begun = time.perf_counter()
         result = self.function(
@@ -272,14 +228,14 @@ class _Run:
             float(result.flatten()[0])  # waits for the device
             choice.known.learn_plain(name, steps, time.perf_counter() - begun)
         if reason is None:
-            report = _sequential_report(self._outcome, name, steps, self._settings, started)
+            report = sequential_report(self._outcome, name, steps, model.evaluations, self._settings, started)
             report.plan = None if choice is None else f"{choice}, took {report.seconds:.3g} s"
         else:
-            _fallback(self._outcome, name, steps, self._settings, reason, started)
+            fallback(self._outcome, name, steps, model.evaluations, self._settings, reason, started)
         return result
 
     def _solve(
-        self, model: Any, x: Tensor, sigmas: Tensor, extra_args: dict[str, Any], callback: Any, live: Live
+        self, model: Any, x: Tensor, sigmas: Tensor, extra_args: dict[str, Any], callback: Any, disable: Any, live: Live
     ) -> Tensor:
         started = time.perf_counter()
         if len(sigmas) < 2:
@@ -311,15 +267,16 @@ class _Run:
         shown = None if float(captured.schedule[-1]) < 1e-2 else _Furthest(denoise, batched)
         live.begin(known.seconds.get(1))
         try:
-            solution = solve(
-                system,
-                shown or denoise,
-                options,
-                warm=warm if cold is None else None,
-                callback=self._telling(callback, live, options.tolerance, shown, sigmas),
-                keep_trajectory=self._outcome.want_trajectory,
-                machine=known.machine(batched.most(system.S)) if options.solver == "auto" else None,
-            )
+            with tqdm(total=len(sigmas) - 1, disable=disable) as bar:
+                solution = solve(
+                    system,
+                    shown or denoise,
+                    options,
+                    warm=warm if cold is None else None,
+                    callback=self._telling(callback, live, options.tolerance, shown, sigmas, bar),
+                    keep_trajectory=self._outcome.want_trajectory,
+                    machine=known.machine(batched.most(system.S)) if options.solver == "auto" else None,
+                )
         except ValueError as error:
             if batched.output is not None and not batched.output.isfinite().all():
                 raise Unfit("the model returned NaN or infinity") from error
@@ -329,6 +286,9 @@ class _Run:
         why = why or self._settings.own_refusal
         if why is not None and self._settings.solver == "collocation":
             solution.report.plan = f"{solution.report.solver} instead of collocation, as {why}"
+        elif why is not None and self._settings.aims:
+            plan = solution.report.plan or solution.report.solver
+            solution.report.plan = f"{plan}; no collocation, as {why}"
         _account(solution.report, started, probing)
         kept = solution.trajectory
         self._outcome.report = solution.report
@@ -363,13 +323,16 @@ class _Run:
 
     @staticmethod
     def _telling(
-        callback: Any, live: Live, tolerance: float, shown: _Furthest | None, sigmas: Tensor
+        callback: Any, live: Live, tolerance: float, shown: _Furthest | None, sigmas: Tensor, bar: Any
     ) -> Callable[[Progress], None]:
-        """Each round for the live widget, and for the host's callback, which draws the progress bar and the picture."""
+        """Each round for the live widget, for ``bar``, which shows it where the host's samplers do, and for the host's
+        callback, which draws the progress bar and the picture."""
         steps = len(sigmas) - 1
 
         def tell(progress: Progress) -> None:
             live.round(progress, tolerance)
+            bar.set_postfix(rounds=progress.round, refresh=False)
+            bar.update(progress.frozen * steps // progress.rows - bar.n)
             if callback is None:
                 return
             step = min(steps - 1, max(progress.frozen * steps // progress.rows - 1, 0))

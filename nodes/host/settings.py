@@ -23,7 +23,7 @@ class Settings:
 
     Attributes:
         solver: ``auto`` lets the engine choose, ``sequential`` is the host's own sampler; ``collocation`` becomes
-            ``quasi-newton`` where it cannot serve.
+            ``auto`` where it cannot serve.
         preset: how close to the sequential picture.
         tol: a tolerance of one's own instead of the preset's, or None.
         window: steps evaluated together; None measures and chooses (collocation: 1).
@@ -48,9 +48,14 @@ class Settings:
         return self.solver == "sequential"
 
     @property
+    def aims(self) -> bool:
+        """Whether a fidelity in dB is asked for."""
+        return self.target_db is not None or self.preset in TARGETS
+
+    @property
     def asks_target(self) -> bool:
         """Whether a fidelity in dB is asked for, which collocation may serve."""
-        return (self.target_db is not None or self.preset in TARGETS) and self.own_refusal is None
+        return self.aims and self.own_refusal is None
 
     @property
     def own_refusal(self) -> str | None:
@@ -133,5 +138,5 @@ class Outcome:
         if report.fallback is not None:
             return f"sequential: {report.fallback}"
         if report.solver == "sequential":
-            return f"sequential: {report.sequential_nfe} steps"
+            return f"sequential: {report.steps} steps"
         return f"{report.rounds} rounds for {report.sequential_nfe} evaluations ({report.nfe} rows)"

@@ -1,4 +1,7 @@
-"""The pack's one process state: trajectories kept under a name between runs, bounded, on the CPU."""
+"""Trajectories kept under a name between runs, bounded, on the CPU.
+
+Other state of the process: what is known of models (``latency.KNOWN``) and the list of files (``listing``).
+"""
 
 from __future__ import annotations
 

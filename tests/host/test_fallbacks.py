@@ -259,6 +259,37 @@ def test_a_model_that_returns_nan_ends_as_it_does_on_the_host(flow_model):
     assert "NaN" in outcome.report.fallback
 
 
+def test_memory_that_runs_out_beside_the_model_is_no_failed_run(flow_model, caplog, monkeypatch):
+    def short(*_: Any, **__: Any) -> Any:
+        raise torch.cuda.OutOfMemoryError("not enough memory")
+
+    monkeypatch.setattr("paratafusion_pack.nodes.host.sampler.solve", short)
+    falls_back(flow_model, "euler", caplog, "memory ran out")
+
+
+@pytest.mark.parametrize(("name", "evaluations"), [("euler", 6), ("heun", 11), ("dpmpp_sde", 11)])
+def test_the_plain_sampler_is_told_by_its_evaluations(flow_model, name, evaluations):
+    calls: list[int] = []
+    model = flow_model.clone()
+    model.set_model_sampler_post_cfg_function(lambda a: calls.append(1) or a["denoised"])
+    outcome = Outcome()
+    asked = {"positive": conditioning(1), "negative": conditioning(2), "latent_image": latent(model)}
+    inner = comfy.samplers.sampler_object(name)
+    sample(model, parallel(inner, Settings(solver="sequential"), outcome), sigmas_of(model, name, 6), **asked)
+    report = outcome.report
+    assert len(calls) == evaluations == report.nfe == report.rounds == report.sequential_nfe
+    assert report.steps == 6 and outcome.summary() == "sequential: 6 steps"
+
+
+def test_a_target_that_is_not_served_is_not_dropped_without_a_word(flow_model):
+    outcome = Outcome()
+    asked = {"positive": conditioning(1), "negative": conditioning(2), "latent_image": latent(flow_model)}
+    inner = comfy.samplers.sampler_object("euler_ancestral")
+    settings = Settings(preset="standard", window=4)
+    sample(flow_model, parallel(inner, settings, outcome), sigmas_of(flow_model, "euler", 6), **asked)
+    assert "no collocation, as it adds noise" in outcome.report.plan
+
+
 def test_the_probe_sees_places():
     """A model that treats the pictures of a batch by their place."""
 

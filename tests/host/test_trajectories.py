@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import struct
 import sys
 
@@ -14,6 +15,7 @@ import pytest
 import torch
 from paratafusion_pack.nodes import trajectories
 from paratafusion_pack.nodes.host.demo_model import load_demo
+from paratafusion_pack.nodes.host.listing import Listing
 from paratafusion_pack.nodes.host.names import check_name, check_path
 from paratafusion_pack.nodes.host.sampler import parallel
 from paratafusion_pack.nodes.host.settings import Outcome, Settings
@@ -122,6 +124,33 @@ def test_another_safetensors_file_is_refused(folders):
     file.write_bytes(struct.pack("<Q", len(header)) + header + b"\0\0\0\0")
     with pytest.raises(ValueError, match="another kind of file"):
         LoadTrajectory.execute("lora.safetensors")
+
+
+def test_files_are_listed_as_they_come_and_go(tmp_path):
+    listing = Listing(".safetensors")
+    assert listing.of(tmp_path / "none") == []
+    for name in ("b.safetensors", "a/c.safetensors", "a/d.txt", "a/e/f.safetensors"):
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
+        (tmp_path / name).touch()
+    assert listing.of(tmp_path) == ["a/c.safetensors", "a/e/f.safetensors", "b.safetensors"]
+    (tmp_path / "a" / "c.safetensors").unlink()
+    (tmp_path / "a" / "e" / "g.safetensors").touch()
+    assert listing.of(tmp_path) == ["a/e/f.safetensors", "a/e/g.safetensors", "b.safetensors"]
+
+
+def test_a_folder_at_rest_is_not_walked_again(tmp_path, monkeypatch):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "b.safetensors").touch()
+    for folder in (tmp_path / "a", tmp_path):
+        os.utime(folder, (1e9, 1e9))
+    listing = Listing(".safetensors")
+    found = listing.of(tmp_path)
+    walk = os.walk
+    monkeypatch.setattr(os, "walk", lambda *_: pytest.fail("walked again"))
+    assert listing.of(tmp_path) == found == ["a/b.safetensors"]
+    monkeypatch.setattr(os, "walk", walk)
+    (tmp_path / "a" / "c.safetensors").touch()
+    assert listing.of(tmp_path) == ["a/b.safetensors", "a/c.safetensors"]
 
 
 @pytest.fixture
