@@ -53,6 +53,12 @@ def expected_error(ground: Ground, nodes: Nodes, seen: Impact, noise: Tensor, wi
     (cosines within 0.05), and the difference from a second run with fewer rows tells the error of that one within 1 to
     2 dB, of this one only within 4.
 
+    Nor does it help to go on while there is doubt: the estimate rises, and the picture stays what it is (19.4 dB at an
+    estimated 58.9, 74 rows of 100; at window 4 the runs that were too high went from 4.2 to 6.7 %). Early nodes
+    evaluated twice show the slope along their movement, and where it is above 2 the gap before them can be filled: of a
+    network made for this test (48 runs of DDIM-50 and 100) 6 % instead of 19 % were too high then, for 29 rows instead
+    of 22; 29 rows placed as ever come to 8 %.
+
     Args:
         noise: ``[K]`` in units of the data's rms. width: most rows of a round.
 
