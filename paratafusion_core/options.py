@@ -42,7 +42,7 @@ class Options:
             above and, at windows above 1, no evaluated row has moved far.
         flow: the states are flow-matching states, ``x = (1 - sigma) x0 + sigma eps``.
         data_rms: rms of clean data, above 0: 1 for latents. The tolerance is relative to it: data far smaller than
-            it says are solved less accurately.
+            it says are solved less accurately, and of data far larger collocation estimates too many dB.
         peak: the range of clean data, above 0, that collocation's dB refer to; the picture's own range when None.
 
     Raises:

@@ -127,6 +127,10 @@ class Trajectory:
     part: Part | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "flow", bool(self.flow))
+        if self.seed is not None:
+            object.__setattr__(self, "seed", check_count("trajectory seed", self.seed, low=-(1 << 63)))
+        _check_facts("trajectory", vars(self), _FACTS)
         if self.D.ndim < 2 or 0 in self.D.shape or not self.D.is_floating_point() or self.D.dtype.itemsize < 2:
             raise ValueError(
                 f"trajectory D is {self.D.dtype} of shape {list(self.D.shape)}; floats [K, B, ...] are allowed"
@@ -262,16 +266,19 @@ def _checked(path: Path, table: Any, kinds: dict[str, tuple[type, ...]]) -> dict
     """The entries of a file's table that are known, each of an allowed type."""
     if not isinstance(table, dict):
         raise ValueError(f"trajectory {path.name} has facts of {type(table).__name__}; a table is allowed")
+    _check_facts(f"trajectory {path.name}", table, kinds)
+    return {name: table[name] for name in kinds if name in table}
+
+
+def _check_facts(whose: str, table: dict[str, Any], kinds: dict[str, tuple[type, ...]]) -> None:
+    """Raises ValueError for an entry of another type, or a text that a file does not take."""
     for name, allowed in kinds.items():
         value = table.get(name)
         if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed):
             names = " or ".join(kind.__name__ for kind in allowed)
-            raise ValueError(f"trajectory {path.name} has {name} {value!r:.80}; {names} is allowed")
+            raise ValueError(f"{whose} has {name} {value!r:.80}; {names} is allowed")
         if isinstance(value, str) and (len(value) > _LONGEST or not value.isprintable()):
-            raise ValueError(
-                f"trajectory {path.name} has {name} {value!r:.80}; at most {_LONGEST} letters that print are allowed"
-            )
-    return {name: table[name] for name in kinds if name in table}
+            raise ValueError(f"{whose} has {name} {value!r:.80}; at most {_LONGEST} letters that print are allowed")
 
 
 def _check_envelope(path: Path, max_bytes: int) -> None:

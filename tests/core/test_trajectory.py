@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -286,3 +287,19 @@ def test_another_latent_shape_is_refused(path: Path) -> None:
     save_trajectory(path, example())
     with pytest.raises(ValueError, match=r"warm has latent shape \[2, 3, 4\]; \[1, 2, 4, 4\]"):
         rounds(0, 4.0, 5, load_trajectory(path))
+
+
+@pytest.mark.parametrize(
+    "facts", [{"sampler": "x" * 300}, {"sampler": "a\nb"}, {"problem": "p" * 201}, {"latent": 3}, {"seed": "x"}]
+)
+def test_what_no_file_takes_is_refused_before_it_is_written(facts: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=next(iter(facts))):
+        Trajectory(torch.zeros(3, 1, 2).half(), torch.tensor([3.0, 2.0, 1.0]), **facts)
+
+
+def test_numbers_of_other_kinds_are_taken(tmp_path: Path) -> None:
+    facts: dict[str, Any] = {"seed": np.int64(3), "flow": 1}
+    made = Trajectory(torch.zeros(3, 1, 2).half(), torch.tensor([3.0, 2.0, 1.0]), **facts)
+    save_trajectory(tmp_path / "a.safetensors", made)
+    read = load_trajectory(tmp_path / "a.safetensors")
+    assert (read.seed, read.flow) == (3, True)
