@@ -82,13 +82,16 @@ def write_workflow(page: Page, nodes: dict[str, Any], note: str) -> dict[str, An
         for (const node of graph.nodes) {  // room for the picture of a run, and for Vue nodes, which are wider
             const [width, height] = node.computeSize();
             const wide = node.type in shown ? 250 : 225;
-            node.setSize([Math.max(node.size[0], width, wide), Math.max(node.size[1], height, shown[node.type] ?? 0)]);
+            const prompt = ['ParaTAF_DemoPrompt', 'CLIPTextEncode'].includes(node.type);
+            const [across, down] = prompt ? [300, 120] : node.size;
+            node.setSize([Math.max(across, width, wide), Math.max(down, height, shown[node.type] ?? 0)]);
         }
-        graph.arrange(100);
+        graph.arrange(60);
+        // beside the graph: above it the frontend would open both so small that it leaves the texts out
         const text = window.LiteGraph.createNode('MarkdownNote');
         text.widgets[0].value = note;
-        text.size = [420, 200];
-        text.pos = [60, -180];
+        text.size = [340, 340];
+        text.pos = [Math.min(...graph.nodes.map((node) => node.pos[0])) - 400, graph.nodes[0].pos[1]];
         graph.add(text);
         return JSON.stringify(graph.serialize());
     }"""
@@ -102,6 +105,7 @@ def thumbnail(page: Page, path: Path) -> None:
         const left = Math.min(...boxes.map(b => b[0])), top = Math.min(...boxes.map(b => b[1]));
         const right = Math.max(...boxes.map(b => b[0] + b[2])), bottom = Math.max(...boxes.map(b => b[1] + b[3]));
         canvas.min_font_size_for_lod = 0;  // words however small
+        canvas.show_info = false;
         ds.scale = Math.min(1500 / (right - left), 800 / (bottom - top), 1);
         ds.offset = [800 / ds.scale - (left + right) / 2, 450 / ds.scale - (top + bottom) / 2];
         for (const node of window.app.graph.nodes) node.has_errors = false;
@@ -109,7 +113,24 @@ def thumbnail(page: Page, path: Path) -> None:
         const small = document.createElement('canvas');
         small.width = 800;
         small.height = 450;
-        small.getContext('2d').drawImage(canvas.canvas, 0, 0, 800, 450);
+        const pen = small.getContext('2d'), size = 14 * ds.scale / 2;
+        pen.drawImage(canvas.canvas, 0, 0, 800, 450);
+        pen.font = `${size}px sans-serif`;
+        pen.fillStyle = '#ddd';
+        const texts = window.app.graph.nodes.flatMap(n => (n.widgets ?? []).map(w => [n, w]));
+        for (const [node, widget] of texts.filter(([, w]) => w.element && typeof w.value === 'string')) {
+            // a text is an element above the canvas
+            const x = (node.pos[0] + 12 + ds.offset[0]) * ds.scale / 2, wide = (node.size[0] - 24) * ds.scale / 2;
+            let y = (node.pos[1] + widget.y + 14 + ds.offset[1]) * ds.scale / 2, line = '';
+            const put = () => { pen.fillText(line, x, y += 1.3 * size); line = ''; };
+            for (const words of widget.value.replace(/\\*\\*|^## /gm, '').split('\\n')) {
+                for (const word of words.split(' ')) {
+                    if (line && pen.measureText(`${line} ${word}`).width > wide) put();
+                    line = line ? `${line} ${word}` : word;
+                }
+                put();
+            }
+        }
         return small.toDataURL('image/jpeg', 0.8);
     }""")
     path.write_bytes(base64.b64decode(drawn.split(",", 1)[1]))

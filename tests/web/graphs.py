@@ -49,6 +49,13 @@ def _options(g: Graph, **given: Any) -> str:
     return g.add("ParaTAF_Options", **{**plain, **given})
 
 
+def _seed(g: Graph) -> Link:
+    """A seed for several samplers."""
+    node = g.add("PrimitiveInt", value=5)
+    g.nodes[node]["_meta"] = {"title": "Seed"}
+    return out(node)
+
+
 def _demo(g: Graph, text: str) -> tuple[str, str, str]:
     model = g.add("ParaTAF_DemoModel", batch_size=1)
     return model, g.add("ParaTAF_DemoPrompt", text=text), g.add("ParaTAF_DemoPrompt", text="")
@@ -62,14 +69,16 @@ def _show(g: Graph, latent: Link, vae: Link, name: str) -> str:
 def quickstart() -> Graph:
     g = Graph(
         "## Quickstart\nNothing to download: the demo model is inside the pack. **KSampler (Parallel)** takes the "
-        "place of KSampler and gives the same picture in fewer model calls; the comparison on the right proves it."
+        "place of KSampler and gives the same picture in fewer model calls; the comparison on the right holds one "
+        "against the other. Both read their seed from the node **Seed**; whatever else you change, change it on both."
     )
     model, yes, no = _demo(g, "large red circle, dark background")
-    given = {"steps": 20, "cfg": 4.0, "sampler_name": "euler", "scheduler": "normal"}
+    given: dict[str, Any] = {"steps": 20, "cfg": 4.0, "sampler_name": "euler", "scheduler": "normal"}
+    given["seed"] = _seed(g)
     options = _options(g, preset="strict")
     ours = _sampler(g, out(model), out(yes), out(no), out(model, 2), options=out(options), **given)
     theirs = g.add("KSampler", model=out(model), positive=out(yes), negative=out(no), latent_image=out(model, 2),
-                   seed=5, denoise=1.0, **given)  # fmt: skip
+                   denoise=1.0, **given)  # fmt: skip
     _show(g, out(ours), out(model, 1), "quickstart")
     report = g.add("ParaTAF_Report", report=out(ours, 2))
     g.add("PreviewImage", images=out(report))
@@ -132,9 +141,7 @@ def preview_and_refine() -> Graph:
     model, yes, no = _demo(g, "small white ring, top left, grey background")
     given: dict[str, Any] = {"steps": 24, "cfg": 4.0, "sampler_name": "dpmpp_2m", "scheduler": "karras"}
     links = [out(model), out(yes), out(no), out(model, 2)]
-    seed = g.add("PrimitiveInt", value=5)
-    g.nodes[seed]["_meta"] = {"title": "Seed"}
-    given["seed"] = out(seed)
+    given["seed"] = _seed(g)
     sketch = _sampler(g, *links, options=out(_options(g, max_rounds=3)), **given)
     finished = _sampler(g, *links, options=out(_options(g)), trajectory=out(sketch, 1), **given)
     for sampler, name in ((sketch, "sketch"), (finished, "finished")):
