@@ -7,4 +7,12 @@ A suite is a module of this package with ``run(arguments: argparse.Namespace) ->
 from __future__ import annotations
 
 #: Suite -> the module of this package that runs it.
-SUITES = {"quick": "grid", "paper": "grid", "rivals": "rivals", "peers": "peers", "speed": "speed", "warm": "warm"}
+SUITES = {
+    "quick": "grid",
+    "paper": "grid",
+    "rivals": "rivals",
+    "targets": "targets",
+    "peers": "peers",
+    "speed": "speed",
+    "warm": "warm",
+}
