@@ -47,8 +47,9 @@ class ConvergenceReport(io.ComfyNode):
 
     @classmethod
     def execute(cls, report: Report | None) -> io.NodeOutput:
-        if report is None:
-            raise ValueError("report is empty; the report of a parallel sampler that has run is allowed")
+        if not isinstance(report, Report):
+            found = "empty" if report is None else f"a {type(report).__name__}"
+            raise ValueError(f"report is {found}; the report of a parallel sampler that has run is allowed")
         text = _in_words(report) + "\n\n" + json.dumps(report.to_dict(), indent=1)
         return io.NodeOutput(_as_image(convergence(report)), text)
 

@@ -56,8 +56,14 @@ def parallel(inner: Any, settings: Settings, outcome: Outcome, warm: Trajectory 
         settings: how. outcome: is filled by each run. warm: an earlier run's trajectory to start from.
 
     Raises:
-        ValueError: ``inner`` is no SAMPLER.
+        ValueError: ``inner`` is no SAMPLER, or the others are not what the pack's own nodes give.
     """
+    for name, value, kind, node in (
+        ("options", settings, Settings, "Parallel Options"),
+        ("trajectory", warm, Trajectory, "a parallel sampler or Load Trajectory"),
+    ):
+        if value is not None and not isinstance(value, kind):
+            raise ValueError(f"{name} is a {type(value).__name__}; the output of {node} is allowed")
     if not hasattr(inner, "sample"):
         raise ValueError(f"sampler is a {type(inner).__name__}; a SAMPLER is allowed")
     own = type(inner).sample is not comfy.samplers.KSAMPLER.sample

@@ -9,6 +9,7 @@ import pytest
 import torch
 from paratafusion_pack.nodes.host.sampler import parallel
 from paratafusion_pack.nodes.host.settings import Outcome, Settings
+from paratafusion_pack.nodes.reports import ConvergenceReport
 from test_capture import SAMPLERS
 from tiny import conditioning, latent, relative, sample, sigmas_of
 
@@ -38,3 +39,22 @@ def test_exact_is_the_hosts_own_picture(name, kind, within, request, record_prop
     assert outcome.report.fallback is None
     assert error < within
     assert outcome.report.rounds <= outcome.report.sequential_nfe
+
+
+@pytest.mark.parametrize(
+    ("name", "given"),
+    [
+        ("sampler", ("euler", EXACT, Outcome())),
+        ("options", (comfy.samplers.sampler_object("euler"), "strict", Outcome())),
+        ("trajectory", (comfy.samplers.sampler_object("euler"), EXACT, Outcome(), {"D": 1})),
+    ],
+)
+def test_what_other_nodes_give_is_refused_in_a_sentence(name, given):
+    with pytest.raises(ValueError, match=rf"^{name} is a \w+; .* is allowed$"):
+        parallel(*given)
+
+
+def test_a_report_that_is_none_is_refused_in_a_sentence():
+    for report, found in ((None, "empty"), (5, "a int")):
+        with pytest.raises(ValueError, match=f"report is {found}; "):
+            ConvergenceReport.execute(report)
