@@ -82,9 +82,9 @@ def flow(steps: int, shift: float = 1.0) -> Tensor:
 
 
 def _check_range(sigma_min: float, sigma_max: float) -> None:
-    check_real("sigma_min", sigma_min, above=0.0)
-    if check_real("sigma_max", sigma_max) <= sigma_min:
-        raise ValueError(f"sigma_max is {sigma_max!r}; a number above sigma_min, {sigma_min!r}, is allowed")
+    low, high = (float(level) for level in (sigma_min, sigma_max))
+    check_real("sigma_min", low, above=0.0)
+    check_real("sigma_max", high, low=low)
 
 
 SCHEDULES = {"normal": normal, "karras": karras, "uniform": uniform, "flow": flow}

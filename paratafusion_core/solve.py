@@ -61,7 +61,7 @@ def solve(
             raise ValueError(f"{name} is a {type(value).__name__}; a {kind.__name__} is allowed")
     if warm is not None and not isinstance(warm, Trajectory):
         raise ValueError(f"warm is a {type(warm).__name__}; a Trajectory, as of load_trajectory, is allowed")
-    for name, function in (("denoise", denoise), ("callback", callback or denoise)):
+    for name, function in (("denoise", denoise), ("callback", denoise if callback is None else callback)):
         if not callable(function):
             raise ValueError(f"{name} is a {type(function).__name__}; a function is allowed")
     with torch.no_grad(), plain_torch(system.S.device.type) as as_before:

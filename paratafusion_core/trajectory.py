@@ -130,7 +130,6 @@ class Trajectory:
         object.__setattr__(self, "flow", bool(self.flow))
         if self.seed is not None:
             object.__setattr__(self, "seed", check_count("trajectory seed", self.seed, low=-(1 << 63)))
-        _check_facts("trajectory", vars(self), _FACTS)
         if self.D.ndim < 2 or 0 in self.D.shape or not self.D.is_floating_point() or self.D.dtype.itemsize < 2:
             raise ValueError(
                 f"trajectory D is {self.D.dtype} of shape {list(self.D.shape)}; floats [K, B, ...] are allowed"
@@ -218,8 +217,10 @@ def save_trajectory(path: str | Path, trajectory: Trajectory) -> None:
 
     Raises:
         OSError: the folder is missing or not writable.
+        ValueError: its sampler's name, or another of its texts, is none that a file takes.
     """
     facts = {name: getattr(trajectory, name) for name in _FACTS}
+    _check_facts("trajectory", facts, _FACTS)
     part, tensors = trajectory.part, {"D": half(trajectory.D), "sigmas": trajectory.sigmas}
     facts["part"] = None if part is None else _facts_of(part)
     if part is not None and part.changes is not None:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...paratafusion_core.errors import NotFinite
 from .batched import cond_lists, controls_of
 
 #: Rows that do not touch each other agree to this, relative to the largest value; rows that do are off by 3e-2 or more.
@@ -184,14 +185,17 @@ def parts_of(model: Any, options: dict[str, Any]) -> Parts:
     ranges = []
     for conds in cond_lists(guider).values():
         for cond in conds:
-            ranges.append((cond.get("timestep_start"), cond.get("timestep_end")))
+            bounds = (cond.get("timestep_start"), cond.get("timestep_end"))
+            ranges.append(tuple(None if bound is None else float(bound) for bound in bounds))
             found += controls_of(cond)
             # the host clones hooks for every run, with what they refer to
             found += [getattr(hook, "hook_ref", hook) for hook in getattr(cond.get("hooks"), "hooks", ())]
             found += cond.get("gligen", ())[1:2]
     objects = {id(own): own for part in found for own in _objects(part)}
-    key = (type(guider), tuple(ranges), tuple(sorted(objects)))
-    return Parts(key, tuple(_reference(own) for own in objects.values()))
+    alive = tuple(_reference(own) for own in objects.values())
+    # of an object that cannot be watched nobody can tell whether another has taken its place
+    watched: Hashable = tuple(sorted(objects)) if None not in alive else object()
+    return Parts((type(guider), tuple(ranges), watched), tuple(own for own in alive if own is not None))
 
 
 def _objects(part: Any) -> tuple[Any, ...]:
@@ -199,11 +203,11 @@ def _objects(part: Any) -> tuple[Any, ...]:
     return (part.__self__, part.__func__) if inspect.ismethod(part) else (part,)
 
 
-def _reference(own: Any) -> Callable[[], Any]:
+def _reference(own: Any) -> Callable[[], Any] | None:
     try:
         return weakref.ref(own)
     except TypeError:
-        return lambda: own
+        return None
 
 
 def probe(denoise: Callable[[Tensor, Tensor], Tensor], x: Tensor, sigmas: Tensor) -> str | None:
@@ -220,6 +224,9 @@ def probe(denoise: Callable[[Tensor, Tensor], Tensor], x: Tensor, sigmas: Tensor
         denoise: the batched model call.
         x: a noisy state ``[B, ...]`` of the first level.
         sigmas: ``[K]`` noise levels of evaluations that may share a call, falling.
+
+    Raises:
+        NotFinite: the model is not, and nothing can be told.
     """
     first, middle, last = sigmas[0], sigmas[len(sigmas) // 2], sigmas[-1]
     noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(1)).to(x)
@@ -232,6 +239,8 @@ def probe(denoise: Callable[[Tensor, Tensor], Tensor], x: Tensor, sigmas: Tensor
     here, between = denoise(*early)
     later = denoise(nearby, levels)
     there = denoise(torch.stack([late, x]), torch.stack([last, first]))[1]
+    if not all(bool(D.isfinite().all()) for D in (here, there, between, beside, soon, later)):
+        raise NotFinite("the model returned NaN or infinity in the probe; finite values are allowed")
     if _differ(here, there) or _differ(between, beside):
         return "the pictures of a batch influence each other in this model or one of its patches"
     if _differ(soon, later, _REPEATED_WITHIN):
@@ -241,6 +250,4 @@ def probe(denoise: Callable[[Tensor, Tensor], Tensor], x: Tensor, sigmas: Tensor
 
 def _differ(a: Tensor, b: Tensor, within: float = INDEPENDENT_WITHIN) -> bool:
     """Whether two results of the same rows are further apart than kernels explain."""
-    if not (a.isfinite().all() and b.isfinite().all()):
-        return False  # the plain sampler would fail alike; the solver reports it
     return bool((a - b).abs().max() > within * a.abs().max().clamp_min(1e-12))

@@ -30,7 +30,8 @@ class Known:
 
     Attributes:
         model: whose latencies these are. residency: how its weights lay. parts: what is patched into it.
-        probed: it was tried with several noise levels at once. trouble: what speaks against that, None for nothing.
+        apart: noise levels of runs that were tried several levels at once, and may be. trouble: what speaks against
+            that, None for nothing.
         calls: {rows: seconds of the last rounds of so many}.
         steps: seconds of an evaluation in the host's own sampler, of the last runs that it made.
         beside: of a round, what is not the model's. evaluations: {sampler: of a step}.
@@ -39,7 +40,7 @@ class Known:
     model: weakref.ref[Any]
     residency: Hashable
     parts: Parts
-    probed: bool = False
+    apart: list[tuple[float, ...]] = field(default_factory=list)
     trouble: str | None = None
     calls: dict[int, list[float]] = field(default_factory=dict)
     steps: list[float] = field(default_factory=list)

@@ -7,8 +7,9 @@ import threading
 import time
 from pathlib import Path
 
-#: Seconds for which a folder that has just changed is looked at again: some file systems tell times no finer.
-_RECENT = 3.0
+#: Seconds for which a folder that has just changed is looked at again, as some file systems tell times no finer, and
+#: after which all is walked anew, as some do not tell of new files.
+_RECENT, _OLD = 3.0, 60.0
 
 
 class Listing:
@@ -16,17 +17,19 @@ class Listing:
 
     def __init__(self, suffix: str) -> None:
         self._suffix = suffix
-        self._known: dict[Path, tuple[dict[str, int], list[str]]] = {}
+        self._known: dict[Path, tuple[float, dict[str, int], list[str]]] = {}
         self._lock = threading.Lock()
 
     def of(self, base: Path) -> list[str]:
         """Paths of the files below ``base``, relative to it, with forward slashes and in order; none without it."""
         with self._lock:
-            stamps, files = self._known.get(base, ({}, []))
-            if not stamps or any(_changed(folder) != stamp for folder, stamp in stamps.items()):
+            now = time.time()
+            walked, stamps, files = self._known.get(base, (-_OLD, {}, []))
+            changed = any(_changed(folder) != stamp for folder, stamp in stamps.items())
+            if changed or not stamps or not 0 <= now - walked < _OLD:
                 stamps, files = self._walk(base)
-                newest = max((stamp for stamp in stamps.values()), default=0) / 1e9
-                self._known[base] = (stamps if time.time() - newest > _RECENT else {}, files)
+                newest = max(stamps.values(), default=0) / 1e9
+                self._known[base] = (now, stamps if now - newest > _RECENT else {}, files)
             return list(files)
 
     def _walk(self, base: Path) -> tuple[dict[str, int], list[str]]:

@@ -63,7 +63,7 @@ class Live:
     def round(self, progress: Progress, tolerance: float) -> None:
         """Tell a finished round of a parallel run; ``tolerance`` is what its residuals are compared with."""
         now = self._pace.clock()
-        if progress.round == 1:  # of the run, or of another plan that has taken its place
+        if progress.round == 1:
             self._start, self._jumps = max(progress.frozen - progress.nfe, 0), []
         elif progress.nfe - self._nfe == 1:  # never the first round: it warms the model up
             self._row_seconds = min(now - self._looked, self._row_seconds or math.inf)

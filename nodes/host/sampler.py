@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from ...paratafusion_core import Options, Progress, Report, System, Trajectory, solve
 from ...paratafusion_core.collocation import refusal
+from ...paratafusion_core.errors import NotFinite
 from ...paratafusion_core.plan import Question, choose, fit
 from .batched import BatchedModel, is_oom
 from .capture import Captured, CaptureError, capture, same_random_numbers
@@ -27,6 +28,8 @@ from .plain import Unwrapped, close, counted, fallback, name_of, sequential_repo
 from .settings import Outcome, Settings
 from .uncond import FoldedModel, distinct, fold_uncond
 
+#: Schedules of a kind of run that are remembered to be fit for batches.
+_SCHEDULES = 16
 _NO_MEMORY = "memory ran out in the parallel run"
 Denoise = Callable[[Tensor, Tensor], Tensor]
 
@@ -83,22 +86,26 @@ def _probe(known: Known, batched: BatchedModel, x: Tensor, sigmas: Tensor) -> in
         Unfit: it mixes them, or does not take them (some networks refuse more than one picture).
         InterruptProcessingException: the user has cancelled.
     """
-    rows = 0
-    if not known.probed:
-        together = batched.together(sigmas)
-        if len(together) < 2:
-            raise Unfit("no two of its evaluations have the same prompts and ControlNets")
+    together = batched.together(sigmas)
+    if len(together) < 2:
+        raise Unfit("no two of its evaluations have the same prompts and ControlNets")
+    levels, rows = tuple(together.tolist()), 0
+    if known.trouble is None and levels not in known.apart:
+        share = float(together[0] / sigmas[0]) if sigmas[0] > 0 else 1.0
         try:
             with same_random_numbers(x):
-                known.trouble = probe(batched, x * (together[0] / sigmas[0]).to(x), together)
+                known.trouble = probe(batched, x * share if share < 1 else x, together)
         except comfy.model_management.InterruptProcessingException:
             raise
+        except NotFinite:  # the solver will meet it, too; nothing is known
+            return PROBED
         except Exception as error:  # a model may refuse in any way; the plain sampler shows whether it is at fault
             words = f"{type(error).__name__}: {error}"
             raise Unfit(f"the model does not take several noise levels at once ({words})") from None
         if batched.largest < 2:
             raise Unfit("two noise levels at once do not fit into memory")
-        rows, known.probed = PROBED, True
+        rows = PROBED
+        known.apart = [*known.apart, levels][-_SCHEDULES:]
     if known.trouble is not None:
         raise Unfit(known.trouble)
     return rows
@@ -224,7 +231,7 @@ class _Run:
         if reason is _NO_MEMORY:
             # here, outside the handlers, the failed run's tensors are no longer referenced
             comfy.model_management.soft_empty_cache()
-        model = counted(model)
+        model, evaluations = counted(model, steps)
         callback = live.sequential(reason, callback)
         begun = time.perf_counter()
         result = self.function(
@@ -234,10 +241,10 @@ class _Run:
             float(result.flatten()[0])  # waits for the device
             choice.known.learn_plain(name, steps, time.perf_counter() - begun)
         if reason is None:
-            report = sequential_report(self._outcome, name, steps, model.evaluations, self._settings, started)
+            report = sequential_report(self._outcome, name, steps, evaluations(), self._settings, started)
             report.plan = None if choice is None else f"{choice}, took {report.seconds:.3g} s"
         else:
-            fallback(self._outcome, name, steps, model.evaluations, self._settings, reason, started)
+            fallback(self._outcome, name, steps, evaluations(), self._settings, reason, started)
         return result
 
     def _solve(
@@ -292,7 +299,7 @@ class _Run:
         why = why or self._settings.own_refusal
         if why is not None and self._settings.solver == "collocation":
             solution.report.plan = f"{solution.report.solver} instead of collocation, as {why}"
-        elif why is not None and self._settings.aims:
+        elif why is not None and self._settings.aims and self._settings.solver == "auto":
             plan = solution.report.plan or solution.report.solver
             solution.report.plan = f"{plan}; no collocation, as {why}"
         _account(solution.report, started, probing)

@@ -133,7 +133,7 @@ class Outcome:
     def summary(self) -> str:
         """One line for the node."""
         report = self.report
-        if report is None or report.sequential_nfe == 0:
+        if report is None or report.steps == 0:
             return "nothing to do"
         if report.fallback is not None:
             return f"sequential: {report.fallback}"

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from paratafusion_core import Options, Progress, System, schedules, schemes, solve
+from paratafusion_core.collocation import by_collocation
 from paratafusion_core.demo.mixture import Mixture
+from paratafusion_core.job import Job
 from paratafusion_core.noise import draw
 from paratafusion_core.plan import Machine
 from paratafusion_core.report import fidelity
@@ -50,15 +52,18 @@ def ticking(model: Callable[[Tensor, Tensor], Tensor], w: float, c: float) -> tu
 def test_autocast_and_a_default_device_are_the_models_own(options: Options) -> None:
     seen: list[tuple[bool, str]] = []
 
-    def told(x: Tensor, sigma: Tensor) -> Tensor:
+    def note() -> None:
         seen.append((torch.is_autocast_enabled("cpu"), torch.get_default_device().type))
+
+    def told(x: Tensor, sigma: Tensor) -> Tensor:
+        note()
         with torch.autocast("cpu", enabled=False), torch.device("cpu"):
             return denoise(x, sigma)
 
     system, machine = run(), Machine(clock=lambda: 0.0)
     plain = solve(system, denoise, options, machine=machine)
     with torch.autocast("cpu", dtype=torch.bfloat16), torch.device("meta"):
-        done = solve(system, told, options, machine=machine, callback=lambda _: seen.append(seen[-1]))
+        done = solve(system, told, options, machine=machine, callback=lambda _: note())
     assert torch.equal(done.x, plain.x) and done.report.rounds == plain.report.rounds
     assert set(seen) == {(True, "meta")}
 
@@ -170,6 +175,43 @@ def test_what_is_no_function_is_said_before_work_starts(name: str, value: Any) -
 def test_levels_that_are_none_are_refused(make: Callable[[], Tensor]) -> None:
     with pytest.raises(ValueError, match="allowed"):
         make()
+
+
+def test_a_first_call_that_is_late_is_no_measure_of_the_plain_sampler() -> None:
+    def late(first: float) -> float | None:
+        call, machine, calls = ticking(denoise, 1.0, 1.0)
+        now = machine.clock
+
+        def clock() -> float:
+            return now() + (first if calls else 0.0)
+
+        options = Options("collocation", window=4)
+        job = Job(run(50), call, options, None, None, False)
+        return by_collocation(job, clock=clock).report.predicted_speedup
+
+    on_time, found = late(0.0), late(100.0)
+    assert on_time is not None and found is not None
+    assert found < on_time < 5  # the run took longer, and one row no longer
+
+
+def test_collocation_is_as_far_as_its_rounds() -> None:
+    told: list[int] = []
+    options = Options("collocation", window=4, rows=30)
+    done = solve(run(50), denoise, options, callback=lambda p: told.append(p.frozen))
+    rounds = done.report.rounds
+    assert told[-1] == 50 and told == sorted(told)
+    assert all(frozen <= 50 * (i + 1) // rounds for i, frozen in enumerate(told))
+
+
+@pytest.mark.parametrize("value", [0, "", ()])
+def test_a_callback_that_is_nothing_is_none_too(value: Any) -> None:
+    with pytest.raises(ValueError, match="callback is a "):
+        solve(run(), denoise, callback=value)
+
+
+def test_levels_of_a_model_may_be_tensors() -> None:
+    given = schedules.karras(5, torch.tensor(0.03), torch.tensor(14.6))  # type: ignore[arg-type]
+    assert torch.allclose(given[[0, 4]], torch.tensor([14.6, 0.03], dtype=torch.float64), rtol=1e-4)
 
 
 def test_states_of_one_dimension_are_compared() -> None:

@@ -17,7 +17,17 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor
 
-from paratafusion_core import Options, Trajectory, files, load_trajectory, save_trajectory, schedules, schemes, solve
+from paratafusion_core import (
+    Options,
+    System,
+    Trajectory,
+    files,
+    load_trajectory,
+    save_trajectory,
+    schedules,
+    schemes,
+    solve,
+)
 from paratafusion_core import trajectory as module
 from paratafusion_core.demo.mixture import Mixture
 from paratafusion_core.noise import draw
@@ -292,9 +302,18 @@ def test_another_latent_shape_is_refused(path: Path) -> None:
 @pytest.mark.parametrize(
     "facts", [{"sampler": "x" * 300}, {"sampler": "a\nb"}, {"problem": "p" * 201}, {"latent": 3}, {"seed": "x"}]
 )
-def test_what_no_file_takes_is_refused_before_it_is_written(facts: dict[str, Any]) -> None:
+def test_what_no_file_takes_is_refused_before_it_is_written(facts: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=next(iter(facts))):
-        Trajectory(torch.zeros(3, 1, 2).half(), torch.tensor([3.0, 2.0, 1.0]), **facts)
+        made = Trajectory(torch.zeros(3, 1, 2).half(), torch.tensor([3.0, 2.0, 1.0]), **facts)
+        save_trajectory(tmp_path / "a.safetensors", made)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_name_that_no_file_takes_loses_no_picture() -> None:
+    system = schemes.ddim(draw(0, 1, (2, 6, 6))[0] * schedules.SIGMA_MAX, schedules.normal(6))
+    named = System(system.S, system.C, system.sigmas, "a\nb", 6)
+    done = solve(named, Mixture.make(modes=8, classes=2, shape=(2, 6, 6)).denoiser(1, 4.0), Options(window=3))
+    assert done.trajectory is not None and done.trajectory.sampler == "a\nb"
 
 
 def test_numbers_of_other_kinds_are_taken(tmp_path: Path) -> None:

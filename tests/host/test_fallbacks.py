@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import logging
 from typing import Any
@@ -279,6 +280,40 @@ def test_the_plain_sampler_is_told_by_its_evaluations(flow_model, name, evaluati
     report = outcome.report
     assert len(calls) == evaluations == report.nfe == report.rounds == report.sequential_nfe
     assert report.steps == 6 and outcome.summary() == "sequential: 6 steps"
+
+
+@pytest.mark.parametrize("settings", [SETTINGS, Settings(solver="sequential")], ids=["parallel", "sequential"])
+@pytest.mark.parametrize("kind", ["function", "partial", "around"])
+def test_a_sampler_that_wraps_the_model_itself_runs_as_it_is(flow_model, settings, kind):
+    """As packs do that change the noise level on the way to the model, or call the guider behind the host's wrapper."""
+    outcome = Outcome()
+    ours = parallel(comfy.samplers.sampler_object("euler"), settings, outcome)
+
+    def wrapped(model: Any, x: Tensor, sigmas: Tensor, extra_args: dict, callback: Any, disable: bool) -> Tensor:
+        def inner(x: Tensor, sigma: Tensor, **kwargs: Any) -> Tensor:
+            if kind == "around":
+                kwargs.pop("denoise_mask", None)
+                return model.inner_model(x, sigma, **kwargs)
+            return model(x, sigma, **kwargs)
+
+        given = functools.partial(inner) if kind == "partial" else inner
+        return ours.sampler_function(given, x, sigmas, extra_args, callback, disable)
+
+    asked = {"positive": conditioning(1), "negative": conditioning(2), "latent_image": latent(flow_model)}
+    sigmas = sigmas_of(flow_model, "euler", 6)
+    reference = sample(flow_model, comfy.samplers.sampler_object("euler"), sigmas, **asked)
+    assert torch.equal(sample(flow_model, comfy.samplers.KSAMPLER(wrapped), sigmas, **asked), reference)
+    assert outcome.report.nfe == 6 and outcome.summary().startswith("sequential: ")
+
+
+@pytest.mark.parametrize("solver", ["quasi-newton", "parataa"])
+def test_solvers_that_know_no_target_say_nothing_of_it(flow_model, solver):
+    outcome = Outcome()
+    asked = {"positive": conditioning(1), "negative": conditioning(2), "latent_image": latent(flow_model)}
+    settings = Settings(solver=solver, preset="standard", window=4)
+    inner = comfy.samplers.sampler_object("euler_ancestral")
+    sample(flow_model, parallel(inner, settings, outcome), sigmas_of(flow_model, "euler", 6), **asked)
+    assert outcome.report.plan is None
 
 
 def test_a_target_that_is_not_served_is_not_dropped_without_a_word(flow_model):

@@ -261,6 +261,60 @@ def test_a_patched_model_is_probed_once(flow_model, fresh):
     assert run(slowed(flow_model), settings)[1].probe_nfe == PROBED
 
 
+@pytest.mark.parametrize("first", [slice(0, 11), slice(10, None)])
+def test_a_part_of_the_schedule_vouches_for_no_other(flow_model, fresh, first):
+    """A patch may act on a part of it only."""
+    model = flow_model.clone()
+
+    def mixing(args):
+        acts = args["sigma"].reshape(-1, 1, 1, 1) < 0.5
+        return torch.where(acts, args["denoised"] - 0.2 * args["denoised"].mean(0, keepdim=True), args["denoised"])
+
+    model.set_model_sampler_post_cfg_function(mixing)
+    sigmas, inner, found = sigmas_of(model, "euler", STEPS), comfy.samplers.sampler_object("euler"), []
+    given = {"positive": conditioning(1), "negative": conditioning(2), "latent_image": latent(model)}
+    for part in (first, slice(0, 11), slice(10, None), first):
+        outcome = Outcome()
+        sample(model, parallel(inner, Settings(window=4), outcome), sigmas[part], **given)
+        found.append((part == slice(0, 11), outcome.report.fallback))
+    assert any(fallback is not None for early, fallback in found if not early)
+    assert all(fallback is not None for early, fallback in found[1:] if not early)
+
+
+def test_a_probe_that_met_nan_vouches_for_nothing(flow_model, fresh):
+    broken = [True]
+    model = flow_model.clone()
+
+    def mixing(args):
+        mixed = args["denoised"] - 0.2 * args["denoised"].mean(0, keepdim=True)
+        return mixed * torch.nan if broken[0] else mixed
+
+    model.set_model_sampler_post_cfg_function(mixing)
+    assert "NaN" in run(model, Settings(window=4))[1].fallback
+    broken[0] = False
+    assert "influence each other" in run(model, Settings(window=4))[1].fallback
+
+
+def test_a_patch_that_cannot_be_watched_is_neither_kept_nor_taken_for_another(flow_model, fresh):
+    class Slotted:
+        __slots__ = ("payload",)
+
+        def __call__(self, args):
+            return args["denoised"]
+
+    class Payload:
+        pass
+
+    model, patch = flow_model.clone(), Slotted()
+    patch.payload = Payload()
+    kept = weakref.ref(patch.payload)
+    model.set_model_sampler_post_cfg_function(patch)
+    assert [run(model, Settings(window=4))[1].probe_nfe for _ in range(2)] == [PROBED, PROBED]
+    del model, patch
+    gc.collect()
+    assert kept() is None
+
+
 def test_what_the_probe_has_found_is_remembered(flow_model, fresh, monkeypatch):
     model = flow_model.clone()
     model.set_model_sampler_post_cfg_function(lambda a: a["denoised"] - 0.2 * a["denoised"].mean(0, keepdim=True))
