@@ -108,11 +108,14 @@ def predict_speedup(report: Report) -> None:
     """
     calls, spent = report.calls(), sum(report.seconds_per_round)
     single = [seconds for rows, seconds in calls if rows == 1]
+    report.predicted_speedup = None
     if report.status != Status.CONVERGED.value or not single or spent <= 0:
         return
     later: dict[int, list[float]] = {}
     for rows, seconds in calls[1:]:
         later.setdefault(rows, []).append(seconds)
+    one = min(seconds for _, seconds in calls)  # no row takes longer than several
     latency = fit({rows: typical(seconds) for rows, seconds in later.items()})
-    one = min(later[1]) if 1 in later else single[0] if latency is None else min(latency(1), single[0])
+    if 1 not in later and latency is not None:
+        one = min(one, latency(1))
     report.predicted_speedup = report.sequential_nfe * one / spent

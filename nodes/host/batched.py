@@ -12,6 +12,7 @@ from typing import Any
 
 import comfy.model_management
 import comfy.model_patcher
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -38,7 +39,7 @@ def controls_of(cond: dict[str, Any]) -> Iterator[Any]:
 
 def _single(value: Any) -> float:
     """``value`` rounded to float32, in which the host compares bounds with its noise levels."""
-    return float(torch.tensor(float(value), dtype=torch.float32))
+    return float(np.float32(float(value)))
 
 
 def active_parts(guider: Any, sigma: float) -> tuple[bool, ...]:

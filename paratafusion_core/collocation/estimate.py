@@ -34,6 +34,7 @@ def expected_error(ground: Ground, nodes: Nodes, seen: Impact, noise: Tensor, wi
     and moved by half a dB after 720 more, as a compromise: fitted on one network they are 1 to 2 dB off on another,
     which nothing in a run foretells (how the error falls from gaps of four to gaps of two, shares of both parts,
     gradient boosting over bands of noise). They hold for windows 2 to 4, too (360 runs each); 6 wants a quarter more.
+    With fewer than three nodes there is nothing to tell it by, and it is the data's rms.
 
     Of runs looked at once, at the end (42 dB, ten problems of 30 to 100 steps) the estimate is within 3 dB of the truth
     in 86 % and more than 6 dB too high in 0.6 % (embedded network, window 1, 720 runs), 78 % and 4.8 %, 86 % and 4.0 %
@@ -61,8 +62,6 @@ def expected_error(ground: Ground, nodes: Nodes, seen: Impact, noise: Tensor, wi
 
     Args:
         noise: ``[K]`` in units of the data's rms. width: most rows of a round.
-
-    With fewer than three nodes it is the data's rms: there is nothing to tell it by.
     """
     if len(nodes.rows) < 3:  # nothing was foreseen that could be compared
         return ground.unit

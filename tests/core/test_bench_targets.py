@@ -30,13 +30,13 @@ def test_shares_are_those_of_the_runs() -> None:
 
 def test_the_suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     some = (Setting("demo", "ddim", "normal", 12, 4.0), Setting("demo", "euler", "flow", 12, 4.0))
-    monkeypatch.setattr(targets, "CASES", ((some, (1, 2), (30.0,)),))
+    monkeypatch.setattr(targets, "CASES", ((some, ((1, 30.0), (2, 30.0), (1, 40.0))),))
     words = ["bench", "--suite", "targets", "--model", "mixture", "ideal", "--seeds", "1"]
     assert cli.main([*words, "--out", str(tmp_path)]) == 0
     text, file = capsys.readouterr().out, tmp_path / "targets.jsonl"
     found = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
     assert {r["model"] for r in found} == {"mixture", "ideal"} and {r["seed"] for r in found} == {targets.FIRST}
-    assert len(found) == 6  # the mixture knows no flow
+    assert len(found) == 2 * 2 * 3
     assert text == (tmp_path / "targets.md").read_text(encoding="utf-8")
     kept = file.read_bytes()
     assert cli.main([*words, "--out", str(tmp_path), "--resume", str(file)]) == 0

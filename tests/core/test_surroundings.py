@@ -13,10 +13,10 @@ from torch import Tensor
 from paratafusion_core import Options, Progress, System, schedules, schemes, solve
 from paratafusion_core.collocation import by_collocation
 from paratafusion_core.demo.mixture import Mixture
-from paratafusion_core.job import Job
+from paratafusion_core.job import Job, predict_speedup
 from paratafusion_core.noise import draw
 from paratafusion_core.plan import Machine
-from paratafusion_core.report import fidelity
+from paratafusion_core.report import Report, fidelity
 
 MIXTURE = Mixture.make(modes=24, classes=6, shape=(2, 6, 6))
 denoise = MIXTURE.denoiser(1, 4.0)
@@ -192,6 +192,14 @@ def test_a_first_call_that_is_late_is_no_measure_of_the_plain_sampler() -> None:
     on_time, found = late(0.0), late(100.0)
     assert on_time is not None and found is not None
     assert found < on_time < 5  # the run took longer, and one row no longer
+
+
+def test_a_late_call_of_one_row_promises_nothing() -> None:
+    """On a busy machine; a batch of several rows tells that one takes no longer."""
+    report = Report("ddim", 50, "quasi-newton", "balanced", 3e-3, 50)
+    report.rows_per_round, report.seconds_per_round = [8, 8, 8, 1], [0.1, 0.1, 0.1, 5.0]
+    predict_speedup(report)
+    assert report.predicted_speedup == pytest.approx(50 * 0.1 / 5.3)
 
 
 def test_collocation_is_as_far_as_its_rounds() -> None:

@@ -49,13 +49,6 @@ def _options(g: Graph, **given: Any) -> str:
     return g.add("ParaTAF_Options", **{**plain, **given})
 
 
-def _seed(g: Graph) -> Link:
-    """A seed for several samplers."""
-    node = g.add("PrimitiveInt", value=5)
-    g.nodes[node]["_meta"] = {"title": "Seed"}
-    return out(node)
-
-
 def _demo(g: Graph, text: str) -> tuple[str, str, str]:
     model = g.add("ParaTAF_DemoModel", batch_size=1)
     return model, g.add("ParaTAF_DemoPrompt", text=text), g.add("ParaTAF_DemoPrompt", text="")
@@ -73,7 +66,7 @@ def quickstart() -> Graph:
         "against the other. Whatever you change on one of them, such as the seed, change on both."
     )
     model, yes, no = _demo(g, "large red circle, dark background")
-    given: dict[str, Any] = {"steps": 20, "cfg": 4.0, "sampler_name": "euler", "scheduler": "normal"}
+    given = {"steps": 20, "cfg": 4.0, "sampler_name": "euler", "scheduler": "normal"}
     options = _options(g, preset="strict")
     ours = _sampler(g, out(model), out(yes), out(no), out(model, 2), options=out(options), **given)
     theirs = g.add("KSampler", model=out(model), positive=out(yes), negative=out(no), latent_image=out(model, 2),
@@ -140,7 +133,9 @@ def preview_and_refine() -> Graph:
     model, yes, no = _demo(g, "small white ring, top left, grey background")
     given: dict[str, Any] = {"steps": 24, "cfg": 4.0, "sampler_name": "dpmpp_2m", "scheduler": "karras"}
     links = [out(model), out(yes), out(no), out(model, 2)]
-    given["seed"] = _seed(g)
+    seed = g.add("PrimitiveInt", value=5)
+    g.nodes[seed]["_meta"] = {"title": "Seed"}
+    given["seed"] = out(seed)
     sketch = _sampler(g, *links, options=out(_options(g, max_rounds=3)), **given)
     finished = _sampler(g, *links, options=out(_options(g)), trajectory=out(sketch, 1), **given)
     for sampler, name in ((sketch, "sketch"), (finished, "finished")):
