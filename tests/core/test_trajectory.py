@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor
@@ -228,8 +228,10 @@ levels = st.lists(st.floats(0.01, 200), min_size=1, max_size=12, unique=True).ma
 @modest
 @given(levels, levels)
 def test_interpolation_is_linear_in_lambda_and_held_beyond_the_ends(have: Tensor, want: Tensor) -> None:
-    D = (-have.log() / 8).reshape(-1, 1, 1)
-    got = Trajectory(D.half(), have).onto(want, False)
+    kept = Trajectory((-have.log() / 8).reshape(-1, 1, 1).half(), have)
+    # levels that are the same to rounding give back the trajectory itself, see above
+    assume(torch.equal(have, want) or not kept.has_levels(want, False))
+    got = kept.onto(want, False)
     expected = -want.clamp(have.min(), have.max()).log() / 8
     torch.testing.assert_close(got.D.double().flatten(), expected, atol=2e-3, rtol=0)
     assert torch.equal(got.sigmas, want) and got.D.dtype == torch.float16
