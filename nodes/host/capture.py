@@ -131,6 +131,19 @@ def same_random_numbers(x: Tensor) -> Iterator[None]:
         yield
 
 
+def random_numbers(x: Tensor) -> Callable[[], None]:
+    """Where torch's generators stand now; the returned function puts them back there."""
+    cpu = torch.get_rng_state()
+    device = torch.cuda.get_rng_state(x.device) if x.device.type == "cuda" else None
+
+    def put_back() -> None:
+        torch.set_rng_state(cpu)
+        if device is not None:
+            torch.cuda.set_rng_state(device, x.device)
+
+    return put_back
+
+
 @dataclass(frozen=True)
 class _Recipe:
     """One sampler call, but for the model and the start."""

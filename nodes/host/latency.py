@@ -12,14 +12,16 @@ from typing import Any
 from torch import Tensor
 
 from ...paratafusion_core import Report
-from ...paratafusion_core.plan import Machine, fit, typical
+from ...paratafusion_core.plan import Machine, Question, fit, typical
 from .batched import cond_lists
 from .guards import Parts
 
 #: Kinds of runs that are remembered, and calls of each number of rows.
 _ENTRIES, _CALLS = 64, 16
+#: Questions whose outcomes are remembered, and of how many runs.
+_QUESTIONS, _OUTCOMES = 16, 4
 #: As many calls at a size tell its time: the first one may be late, as kernels are loaded and memory is taken.
-_SURE = 2
+SURE = 2
 #: Runs of the host's own sampler that differ by this factor are of a machine that is busy, or no longer.
 _CHANGED = 1.5
 
@@ -35,6 +37,7 @@ class Known:
         calls: {rows: seconds of the last rounds of so many}.
         steps: seconds of an evaluation in the host's own sampler, of the last runs that it made.
         beside: of a round, what is not the model's. evaluations: {sampler: of a step}.
+        outcomes: {sampler and question: seconds of the last whole runs in parallel that were planned for it}.
     """
 
     model: weakref.ref[Any]
@@ -46,6 +49,7 @@ class Known:
     steps: list[float] = field(default_factory=list)
     beside: float = 0.0
     evaluations: dict[str, float] = field(default_factory=dict)
+    outcomes: dict[tuple[str, Question], list[float]] = field(default_factory=dict)
 
     @property
     def seconds(self) -> dict[int, float]:
@@ -53,7 +57,7 @@ class Known:
 
         These do not tell what one row takes.
         """
-        found = {rows: typical(calls) for rows, calls in self.calls.items() if len(calls) >= _SURE}
+        found = {rows: typical(calls) for rows, calls in self.calls.items() if len(calls) >= SURE}
         apart = 1 in found or max(found, default=0) >= 2 * min(found, default=1)
         return found if apart else {}
 
@@ -73,10 +77,21 @@ class Known:
         """Take up what a run has measured."""
         self.evaluations[report.sampler] = report.sequential_nfe / max(report.steps, 1)
         for rows, seconds in report.calls():
-            self.calls[rows] = [*self.calls.get(rows, ()), seconds][-_CALLS:]
+            self.learn_call(rows, seconds)
         if report.rounds and report.seconds_per_round:
             extra = sum(report.seconds_per_round) - report.model_seconds
             self.beside = max(extra / report.rounds, 0.0)
+
+    def learn_call(self, rows: int, seconds: float) -> None:
+        """Take up what a call of so many rows took."""
+        self.calls[rows] = [*self.calls.get(rows, ()), seconds][-_CALLS:]
+
+    def learn_outcome(self, sampler: str, question: Question, seconds: float) -> None:
+        """Take up what a whole run in parallel took that was planned with known latencies."""
+        kept = self.outcomes.pop((sampler, question), [])
+        self.outcomes[sampler, question] = [*kept, seconds][-_OUTCOMES:]
+        while len(self.outcomes) > _QUESTIONS:
+            del self.outcomes[next(iter(self.outcomes))]
 
     def learn_plain(self, sampler: str, steps: int, seconds: float) -> None:
         """Take up what a run of the host's own sampler took, if it is known how often that evaluates the model.
@@ -88,7 +103,7 @@ class Known:
         one, single = seconds / (steps * self.evaluations[sampler]), self.seconds.get(1)
         expected = typical(self.steps) if self.steps else None if single is None else single - self.beside
         if expected is not None and not expected / _CHANGED < one < expected * _CHANGED:
-            self.calls, self.steps = {}, []
+            self.calls, self.steps, self.outcomes = {}, [], {}
         self.steps = [*self.steps, one][-_CALLS:]
 
 

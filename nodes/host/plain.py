@@ -6,6 +6,7 @@ import copy
 import logging
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import comfy.samplers
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from ...paratafusion_core import Report
 from ...paratafusion_core.options import PRESETS
+from .choice import Look
 from .live import Live
 from .notify import current_place, say_on_node
 from .settings import Outcome, Settings
@@ -26,21 +28,23 @@ def name_of(function: Any) -> str:
     return name.removeprefix("sample_").removesuffix("_function")
 
 
-def counted(model: Any, steps: int) -> tuple[Any, Callable[[], int]]:
-    """``model`` of a run with its calls counted, and how many there were.
+def counted(model: Any, steps: int, look: Look | None = None) -> tuple[Any, Callable[[], int]]:
+    """``model`` of a run with its calls counted, and how many there were; ``look`` measures them.
 
     That is ``steps`` where none are seen: a sampler may go around the host's wrapper, or bring one of its own.
     """
     calls: list[None] = []
+    if not isinstance(model, comfy.samplers.KSamplerX0Inpaint):
+        return model, lambda: steps
 
-    class Counted(comfy.samplers.KSamplerX0Inpaint):
-        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    class Counted(type(model)):  # type: ignore[misc]
+        def __call__(self, x: Tensor, sigma: Tensor, *args: Any, **kwargs: Any) -> Any:
             calls.append(None)
-            return super().__call__(*args, **kwargs)
+            evaluate = partial(super().__call__, x, sigma, *args, **kwargs)
+            return evaluate() if look is None else look(evaluate, x, sigma, kwargs)
 
-    if type(model) is comfy.samplers.KSamplerX0Inpaint:
-        model = copy.copy(model)
-        model.__class__ = Counted
+    model = copy.copy(model)
+    model.__class__ = Counted
     return model, lambda: len(calls) or steps
 
 

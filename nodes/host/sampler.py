@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import comfy.model_management
@@ -17,9 +17,9 @@ from tqdm import tqdm
 from ...paratafusion_core import Options, Progress, Report, System, Trajectory, solve
 from ...paratafusion_core.collocation import refusal
 from ...paratafusion_core.errors import NotFinite
-from ...paratafusion_core.plan import Question, choose, fit
 from .batched import BatchedModel, is_oom
-from .capture import Captured, CaptureError, capture, same_random_numbers
+from .capture import Captured, CaptureError, capture, random_numbers, same_random_numbers
+from .choice import Leap, Look, NothingWins, plain_if_best
 from .guards import PROBED, known_reason, needs_probe, parts_of, probe
 from .latency import KNOWN, Known
 from .live import Live
@@ -36,18 +36,6 @@ Denoise = Callable[[Tensor, Tensor], Tensor]
 
 class Unfit(Exception):
     """This run cannot be parallel; the message is the reason."""
-
-
-class NothingWins(Exception):
-    """The plain sampler is the plan; the message says why.
-
-    Attributes:
-        known: of runs of this kind.
-    """
-
-    def __init__(self, why: str, known: Known) -> None:
-        super().__init__(why)
-        self.known = known
 
 
 def parallel(inner: Any, settings: Settings, outcome: Outcome, warm: Trajectory | None = None) -> Any:
@@ -139,28 +127,7 @@ def _of_this(warm: Trajectory | None, problem: str | None) -> tuple[Trajectory |
     """``warm`` as this run may use it, and what to say of that: of another picture's sketch nothing is final."""
     if warm is None or warm.part is None or problem is None or warm.problem == problem:
         return warm, ""
-    return dataclasses.replace(warm, part=None), "; the sketch was of another prompt, model, seed or setting"
-
-
-def _plain_if_known(known: Known, name: str, steps: int, settings: Settings) -> None:
-    """Leave before the capture where what is known of the machine says that no parallel plan wins.
-
-    Raises:
-        NothingWins: it does.
-    """
-    options = settings.options(False, 1.0)
-    if options.tolerance == 0:
-        raise NothingWins("plain sampler, as no parallel run that is exact is faster", known)
-    latency = fit(known.seconds)
-    if latency is None:
-        return
-    target = (options.target or 0.0) if settings.asks_target else None
-    evaluations = round(steps * known.evaluations.get(name, 1.0))
-    question = Question(evaluations, options.tolerance, target, options.rows)
-    plan = choose(question, latency, engine=known.engine)
-    if plan.solver == "sequential":
-        why = f"{plan}, as nothing is predicted to be faster: predicted {plan.plain:.3g} s"
-        raise NothingWins(why, known)
+    return replace(warm, part=None), "; the sketch was of another prompt, model, seed or setting"
 
 
 class _Furthest:
@@ -178,6 +145,23 @@ class _Furthest:
         if levels[lowest] <= self._level and self._batched.output is not None:
             self._level, self.picture = levels[lowest], self._batched.output[lowest]
         return result
+
+
+@dataclass(frozen=True)
+class _Given:
+    """What ``KSAMPLER`` calls a sampler function with, and who is told of the run."""
+
+    model: Any
+    x: Tensor
+    sigmas: Tensor
+    extra_args: dict[str, Any]
+    callback: Any
+    disable: Any
+    live: Live
+
+    @property
+    def steps(self) -> int:
+        return max(len(self.sigmas) - 1, 0)
 
 
 class _Run:
@@ -207,49 +191,80 @@ class _Run:
         """Sample from ``x`` along ``sigmas``; see :func:`parallel`."""
         live = Live(current_place(), max(len(sigmas) - 1, 0))
         try:
-            return self._sample(model, x, sigmas, extra_args, callback, disable, live)
+            return self._sample(_Given(model, x, sigmas, extra_args, callback, disable, live))
         finally:
             close(live, self._outcome)
 
-    def _sample(
-        self, model: Any, x: Tensor, sigmas: Tensor, extra_args: dict[str, Any], callback: Any, disable: Any, live: Live
-    ) -> Tensor:
+    def _sample(self, run: _Given) -> Tensor:
         self._outcome.report = self._outcome.trajectory = None
-        started, steps, name = time.perf_counter(), max(len(sigmas) - 1, 0), name_of(self.function)
-        reason = choice = None
-        if not self._settings.sequential:
+        if self._settings.sequential:
+            return self._plain(run)
+        result, why = self._parallel(run)
+        if isinstance(why, NothingWins) and why.question is not None:
+            options = run.extra_args["model_options"]
+            look = Look(why, run.model, run.x, run.extra_args, needs_probe(run.model, options))
+            put_back, levels = random_numbers(run.x), run.sigmas.clone()
+            untouched = replace(run, x=run.x.clone(), extra_args=dict(run.extra_args))
             try:
-                return self._solve(model, x, sigmas, extra_args, callback, disable, live)
-            except Unfit as unfit:
-                reason = str(unfit)
-            except NothingWins as wins:
-                choice = wins
-            except Exception as error:
-                if not is_oom(error):
-                    raise
-                reason = _NO_MEMORY
-        if reason is _NO_MEMORY:
-            # here, outside the handlers, the failed run's tensors are no longer referenced
-            comfy.model_management.soft_empty_cache()
-        model, evaluations = counted(model, steps)
-        callback = live.sequential(reason, callback)
-        begun = time.perf_counter()
+                return self._plain(run, why, look)
+            except Leap:
+                put_back()
+                run.sigmas.copy_(levels)
+            run = untouched
+            result, why = self._parallel(run, look.evaluated)
+        return self._plain(run, why) if result is None else result
+
+    def _parallel(self, run: _Given, looked: int = 0) -> tuple[Tensor | None, NothingWins | str | None]:
+        """The parallel run's result, or None and why there is none; ``looked`` rows were evaluated before it."""
+        try:
+            return self._solve(run, looked), None
+        except Unfit as unfit:
+            return None, str(unfit)
+        except NothingWins as wins:
+            return None, wins
+        except Exception as error:
+            if not is_oom(error):
+                raise
+        # here, outside the handlers, the failed run's tensors are no longer referenced
+        comfy.model_management.soft_empty_cache()
+        return None, _NO_MEMORY
+
+    def _plain(self, run: _Given, why: NothingWins | str | None = None, look: Look | None = None) -> Tensor:
+        """The host's own sampler: asked for, chosen, or fallen back to; ``look`` measures it.
+
+        Raises:
+            Leap: ``look`` has found a parallel run to be clearly faster.
+        """
+        started, steps, name = time.perf_counter(), run.steps, name_of(self.function)
+        reason = why if isinstance(why, str) else None
+        model, evaluations = counted(run.model, steps, look)
+        callback = run.live.sequential(reason, run.callback)
         result = self.function(
-            model, x, sigmas, extra_args=extra_args, callback=callback, disable=disable, **self.extra
+            model,
+            run.x,
+            run.sigmas,
+            extra_args=run.extra_args,
+            callback=callback,
+            disable=run.disable,
+            **self.extra,
         )
-        if choice is not None:
-            float(result.flatten()[0])  # waits for the device
-            choice.known.learn_plain(name, steps, time.perf_counter() - begun)
-        if reason is None:
-            report = sequential_report(self._outcome, name, steps, evaluations(), self._settings, started)
-            report.plan = None if choice is None else f"{choice}, took {report.seconds:.3g} s"
-        else:
+        if reason is not None:
             fallback(self._outcome, name, steps, evaluations(), self._settings, reason, started)
+            return result
+        if why is not None:
+            float(result.flatten()[0])  # waits for the device
+        report = sequential_report(self._outcome, name, steps, evaluations(), self._settings, started)
+        if isinstance(why, NothingWins):
+            if look is None:
+                why.known.learn_plain(name, steps, report.seconds)
+            else:
+                look.tell(report)
+                why.known.evaluations[name] = evaluations() / max(steps, 1)
+            report.plan = f"{look or why}, took {report.seconds:.3g} s"
         return result
 
-    def _solve(
-        self, model: Any, x: Tensor, sigmas: Tensor, extra_args: dict[str, Any], callback: Any, disable: Any, live: Live
-    ) -> Tensor:
+    def _solve(self, run: _Given, looked: int) -> Tensor:
+        model, x, sigmas, extra_args = run.model, run.x, run.sigmas, run.extra_args
         started = time.perf_counter()
         if len(sigmas) < 2:
             raise Unfit("there are no steps to run")
@@ -259,8 +274,9 @@ class _Run:
         if reason:
             raise Unfit(reason)
         known = KNOWN.of(model.inner_model, x, parts_of(model, extra_args["model_options"]))
+        question = None
         if self._settings.plans and self.warm is None and not self._outcome.want_trajectory:
-            _plain_if_known(known, name_of(self.function), len(sigmas) - 1, self._settings)
+            question = plain_if_best(known, name_of(self.function), run.steps, self._settings)
         try:
             captured = capture(self.function, self.extra, model, x, sigmas, extra_args)
             system, batched, denoise = self._system(captured, model, x, sigmas, extra_args)
@@ -278,15 +294,15 @@ class _Run:
         warm, foreign = _of_this(self.warm, self._outcome.problem)
         # where noise is left over, the denoised picture is what an artist can look at
         shown = None if float(captured.schedule[-1]) < 1e-2 else _Furthest(denoise, batched)
-        live.begin(known.seconds.get(1))
+        run.live.begin(known.seconds.get(1))
         try:
-            with tqdm(total=len(sigmas) - 1, disable=disable) as bar:
+            with tqdm(total=run.steps, disable=run.disable) as bar:
                 solution = solve(
                     system,
                     shown or denoise,
                     options,
                     warm=warm if cold is None else None,
-                    callback=self._telling(callback, live, options.tolerance, shown, sigmas, bar),
+                    callback=self._telling(run, options.tolerance, shown, bar),
                     keep_trajectory=self._outcome.want_trajectory,
                     machine=known.machine(batched.most(system.S)) if options.solver == "auto" else None,
                 )
@@ -295,7 +311,7 @@ class _Run:
                 raise Unfit("the model returned NaN or infinity") from error
             raise
         known.learn(solution.report)
-        solution.report.probe_nfe += probed
+        solution.report.probe_nfe += probed + looked
         why = why or self._settings.own_refusal
         if why is not None and self._settings.solver == "collocation":
             solution.report.plan = f"{solution.report.solver} instead of collocation, as {why}"
@@ -303,9 +319,11 @@ class _Run:
             plan = solution.report.plan or solution.report.solver
             solution.report.plan = f"{plan}; no collocation, as {why}"
         _account(solution.report, started, probing)
+        if question is not None:
+            known.learn_outcome(solution.report.sampler, question, solution.report.seconds - probing)
         kept = solution.trajectory
         self._outcome.report = solution.report
-        self._outcome.trajectory = None if kept is None else dataclasses.replace(kept, latent=latent)
+        self._outcome.trajectory = None if kept is None else replace(kept, latent=latent)
         solution.report.warm = cold or (solution.report.warm and solution.report.warm + foreign)
         sigmas.copy_(captured.schedule)
         return solution.x
@@ -335,15 +353,13 @@ class _Run:
         return self._settings.options(flow, float(rms), refusal=refusal, cfg=None if cfg is None else float(cfg))
 
     @staticmethod
-    def _telling(
-        callback: Any, live: Live, tolerance: float, shown: _Furthest | None, sigmas: Tensor, bar: Any
-    ) -> Callable[[Progress], None]:
+    def _telling(run: _Given, tolerance: float, shown: _Furthest | None, bar: Any) -> Callable[[Progress], None]:
         """Each round for the live widget, for ``bar``, which shows it where the host's samplers do, and for the host's
         callback, which draws the progress bar and the picture."""
-        steps = len(sigmas) - 1
+        steps, callback, sigmas = run.steps, run.callback, run.sigmas
 
         def tell(progress: Progress) -> None:
-            live.round(progress, tolerance)
+            run.live.round(progress, tolerance)
             bar.set_postfix(rounds=progress.round, refresh=False)
             bar.update(progress.frozen * steps // progress.rows - bar.n)
             if callback is None:
