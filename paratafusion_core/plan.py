@@ -10,6 +10,8 @@ import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
+from operator import mul
 from typing import Any, TypeVar
 
 import numpy as np
@@ -147,15 +149,19 @@ def fit(measured: Mapping[int, float]) -> Latency | None:
     """
     if len(measured) < 2:
         return None
-    sizes = np.array(sorted(measured), dtype=float)
-    seconds = np.maximum(np.array([measured[int(b)] for b in sizes]), 1e-12)
-    A = np.stack([1 / seconds, sizes / seconds], 1)
-    w, c = np.linalg.lstsq(A, np.ones(len(A)), rcond=None)[0]
+    # w / s + c b / s = 1 for each s seconds of b rows; by hand, as a window is chosen anew before every round
+    one = [1 / max(seconds, 1e-12) for seconds in measured.values()]
+    rate = [rows * inverse for rows, inverse in zip(measured, one, strict=True)]
+    aa, pp, ap = (sum(map(mul, x, y)) for x, y in ((one, one), (rate, rate), (one, rate)))
+    a, p = sum(one), sum(rate)
+    w, c = a * pp - p * ap, p * aa - a * ap  # times aa pp - ap ap, which is positive for two sizes
     if w < 0:
-        w, c = 0.0, A[:, 1].sum() / (A[:, 1] ** 2).sum()
+        w, c = 0.0, p / pp
     elif c < 0:
-        w, c = A[:, 0].sum() / (A[:, 0] ** 2).sum(), 0.0
-    return Latency(float(w), float(c), int(sizes[-1]))
+        w, c = a / aa, 0.0
+    else:
+        w, c = w / (aa * pp - ap * ap), c / (aa * pp - ap * ap)
+    return Latency(w, c, max(measured))
 
 
 def without_late(measured: Mapping[int, float], once: Iterable[int]) -> dict[int, float]:
@@ -267,6 +273,7 @@ def choose_window(
     return Plan(solver, best, None, times[best], plain)
 
 
+@lru_cache(maxsize=256)
 def quasi_newton_work(question: Question, window: int) -> Work:
     """Expected rounds and rows of a run at ``window``."""
     K = question.total

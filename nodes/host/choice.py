@@ -24,12 +24,14 @@ from .settings import Settings
 #: A parallel run that has never been tried must be predicted to take less than this share of the plain sampler's time:
 #: what it needs is known of one small network only, and what it costs beside the model not at all.
 _UNTRIED = 0.85
-#: Share of a run's evaluations that a look may add.
+#: Share of a run's time that a look may add.
 _SHARE = 0.05
 #: Two rows that take more than twice one by this factor were late, as the first call at a size may be.
 _LATE = 1.25
 #: Times that two rows are evaluated at most.
 _PAIRS = 3
+#: Evaluations from which a run is left for a parallel one: shorter ones have too little left to win.
+_LONG = 40
 
 
 class NothingWins(Exception):
@@ -137,14 +139,15 @@ class Look:
         # a sampler's own post-CFG function expects the pictures of one level
         apart = self._doubted or given.get("model_options") is not self._options
         first = self._two(x, sigma)
-        D = evaluate() if first is None or apart else first
+        if first is None:
+            return evaluate()
         if apart:
             self._beside += 2
+            first = evaluate()
         else:
             self.rows[-1] = 2
-        if first is not None:
-            self._decide()
-        return D
+        self._decide()
+        return first
 
     def _two(self, x: Tensor, sigma: Tensor) -> Tensor | None:
         """The model at ``x``, from a call with the same row twice; None where it takes one row only."""
@@ -169,12 +172,12 @@ class Look:
         """
         one, two = (typical(self._known.calls[rows]) for rows in (1, 2))
         sure, late = len(self._known.calls[2]) >= SURE, two > _LATE * 2 * one
-        affordable = int(_SHARE * self._question.total) // (2 if self._doubted else 1)
-        if not sure and self._pairs < (_PAIRS if late else affordable):
+        extra = max(two - (0.0 if self._beside else one), 0.0)
+        affordable = (self._pairs + 1) * extra <= _SHARE * self._question.total * one
+        if not sure and self._pairs < _PAIRS and (late or affordable):
             return
         self._over = True
-        # a shorter run has too little left to win
-        if sure and affordable > 1 and self._wins(one, two):
+        if sure and self._question.total >= _LONG and self._wins(one, two):
             raise Leap
 
     def _wins(self, one: float, two: float) -> bool:

@@ -1,0 +1,210 @@
+"""The host's own sampler as the plan: on a machine that nothing is known of it is timed, and left where that pays."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+
+import comfy.samplers
+import pytest
+import torch
+from paratafusion_pack.nodes.host import sampler
+from paratafusion_pack.nodes.host.choice import NothingWins, plain_if_best
+from paratafusion_pack.nodes.host.latency import Known, Latencies
+from paratafusion_pack.nodes.host.sampler import parallel
+from paratafusion_pack.nodes.host.settings import Outcome, Settings
+from tiny import conditioning, latent, relative, sample, sigmas_of
+
+DEFAULTS = Settings()
+
+
+@pytest.fixture
+def fresh(monkeypatch):
+    """A cache of this test's own."""
+    cache = Latencies()
+    monkeypatch.setattr(sampler, "KNOWN", cache)
+    return cache
+
+
+@pytest.fixture
+def machine(flow_model, monkeypatch):
+    """Sets what a call for so many pictures takes, on a clock that the network alone moves."""
+
+    def takes(seconds):
+        network, now = flow_model.model.diffusion_model, [0.0]
+        forward, known = network.forward, Known.machine
+
+        def ticking(x, *args, **kwargs):
+            now[0] += seconds(x.shape[0])
+            return forward(x, *args, **kwargs)
+
+        monkeypatch.setattr(network, "forward", ticking)
+        monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+        monkeypatch.setattr(Known, "machine", lambda self, most=None: replace(known(self, most), clock=lambda: now[0]))
+
+    return takes
+
+
+def given(model):
+    return {"positive": conditioning(1), "negative": conditioning(2), "latent_image": latent(model)}
+
+
+def run(model, steps, name="euler", settings=DEFAULTS):
+    outcome = Outcome()
+    inner = parallel(comfy.samplers.sampler_object(name), settings, outcome)
+    return sample(model, inner, sigmas_of(model, name, steps), **given(model)), outcome.report
+
+
+def theirs(model, steps, name="euler"):
+    return sample(model, comfy.samplers.sampler_object(name), sigmas_of(model, name, steps), **given(model))
+
+
+def full(pictures):
+    return 0.1 * pictures
+
+
+def with_room(pictures):
+    return 0.1
+
+
+def mixing(model):
+    clone = model.clone()
+    clone.set_model_sampler_post_cfg_function(lambda a: a["denoised"] - 0.2 * a["denoised"].mean(0, keepdim=True))
+    return clone
+
+
+def test_a_first_run_is_timed_and_not_read_off(flow_model, fresh, machine, monkeypatch):
+    machine(full)
+    monkeypatch.setattr(sampler, "capture", lambda *_: pytest.fail("captured"))
+    result, report = run(flow_model, 20)
+    assert relative(result, theirs(flow_model, 20)) < 1e-5
+    assert report.solver == "sequential" and report.fallback is None
+    assert report.nfe == sum(report.rows_per_round) == 21 and report.rounds == report.sequential_nfe == 20
+    assert "measured for the next run (1 row 0.2 s, 2 rows 0.4 s)" in report.plan
+    result, report = run(flow_model, 20)  # the size's second call
+    assert report.rows_per_round[0] == 2 and report.nfe == 21
+    result, report = run(flow_model, 20)
+    assert torch.equal(result, theirs(flow_model, 20))
+    assert report.nfe == 20 and "nothing is predicted to be faster: predicted 4 s" in report.plan
+
+
+def test_a_short_run_is_not_left_and_the_next_one_is_parallel(flow_model, fresh, machine):
+    """Where two rows cost no more than one they are looked at twice at once."""
+    machine(with_room)
+    _, report = run(flow_model, 20)
+    assert report.solver == "sequential" and report.rows_per_round[:5] == [1, 1, 2, 2, 1]
+    _, report = run(flow_model, 20)
+    assert report.solver == "quasi-newton" and report.rounds < 0.8 * 20 and report.probe_nfe == 0
+
+
+@pytest.mark.parametrize("name", ["euler", "heun", "euler_ancestral", "dpmpp_2m_sde"])
+def test_a_long_run_leaves_it_on_a_machine_with_room(flow_model, fresh, machine, name):
+    machine(with_room)
+    torch.manual_seed(3)
+    result, report = run(flow_model, 50, name)
+    assert report.solver == "quasi-newton" and max(report.window_per_round) > 1
+    assert report.rounds < 0.8 * report.sequential_nfe
+    assert report.probe_nfe == 6  # two calls for one row, two for two
+    torch.manual_seed(3)
+    assert relative(result, theirs(flow_model, 50, name)) < 0.05
+
+
+def test_the_timed_run_is_left_without_a_trace(flow_model, fresh, machine):
+    """The parallel one is what it is on a machine that is known."""
+    machine(with_room)
+    first, _ = run(flow_model, 50, "euler_ancestral_cfg_pp")
+    (entry,) = fresh._known.values()
+    entry.calls, entry.steps = {1: [0.1] * 2, 2: [0.1] * 2}, []
+    second, report = run(flow_model, 50, "euler_ancestral_cfg_pp")
+    assert report.solver == "quasi-newton" and report.probe_nfe == 0
+    assert torch.equal(first, second)
+
+
+def test_a_sampler_that_cannot_be_read_off_goes_on_as_it_is(flow_model, fresh, machine):
+    machine(with_room)
+    result, report = run(flow_model, 50, "dpm_adaptive")
+    assert "cannot be made parallel" in report.fallback
+    assert torch.equal(result, theirs(flow_model, 50, "dpm_adaptive"))
+
+
+@pytest.mark.parametrize("name", ["euler", "euler_cfg_pp"])
+def test_timing_two_rows_does_not_touch_the_picture(flow_model, fresh, machine, name):
+    """Neither where pictures influence each other nor where the sampler keeps something of every call."""
+    machine(full)
+    model = mixing(flow_model) if name == "euler" else flow_model
+    result, report = run(model, 20, name)
+    assert torch.equal(result, theirs(model, 20, name))
+    assert report.solver == "sequential" and report.nfe == 20 and report.probe_nfe == 2
+    (entry,) = fresh._known.values()
+    assert set(entry.calls) == {1, 2}
+
+
+def test_a_model_that_refuses_two_rows_goes_on(flow_model, fresh, monkeypatch):
+    network = flow_model.model.diffusion_model
+    forward = network.forward
+
+    def single(x, *args, **kwargs):
+        if x.shape[0] > 2:  # two prompts
+            raise RuntimeError("one picture at a time")
+        return forward(x, *args, **kwargs)
+
+    monkeypatch.setattr(network, "forward", single)
+    result, report = run(flow_model, 20)
+    assert torch.equal(result, theirs(flow_model, 20))
+    assert report.fallback is None and report.nfe == 20
+
+
+def test_a_short_run_is_not_timed(flow_model, fresh):
+    result, report = run(flow_model, 19)
+    assert torch.equal(result, theirs(flow_model, 19))
+    assert report.nfe == 19 and "fewer than 20 evaluations" in report.plan
+    (entry,) = fresh._known.values()
+    assert not entry.calls
+
+
+def known_of(calls):
+    return Known(lambda: None, None, None, calls={rows: [seconds] * 2 for rows, seconds in calls.items()})
+
+
+def test_a_plan_that_was_never_tried_must_promise_more():
+    """Window 2 is predicted to take 0.89 of the plain sampler's time, then 0.80."""
+    with pytest.raises(NothingWins, match="predicted to take"):
+        plain_if_best(known_of({1: 1.0, 2: 1.65}), "euler", 50, DEFAULTS)
+    near = known_of({1: 1.0, 2: 1.45})
+    question = plain_if_best(near, "euler", 50, DEFAULTS)
+    assert question.total == 50
+
+
+@pytest.mark.parametrize(("took", "pays"), [([60.0, 30.0], True), ([60.0, 49.0], False), ([60.0], True)])
+def test_a_plan_is_judged_by_what_such_runs_took(took, pays):
+    known = known_of({1: 1.0, 2: 1.2})
+    question = plain_if_best(known, "euler", 50, DEFAULTS)
+    for seconds in took:
+        known.learn_outcome("euler", question, seconds)
+    if pays:
+        assert plain_if_best(known, "euler", 50, DEFAULTS) == question
+    else:
+        with pytest.raises(NothingWins, match="known to take 49 s"):
+            plain_if_best(known, "euler", 50, DEFAULTS)
+    assert plain_if_best(known, "ddim", 50, DEFAULTS) == question  # of another sampler nothing is said
+
+
+def test_outcomes_are_bounded_and_forgotten_with_the_machine():
+    known = known_of({1: 1.0, 2: 1.2})
+    for steps in range(40, 90):
+        for _ in range(9):
+            known.learn_outcome("euler", plain_if_best(known, "euler", steps, DEFAULTS), 1.0)
+    assert len(known.outcomes) <= 16 and max(map(len, known.outcomes.values())) <= 4
+    known.evaluations["euler"] = 1.0
+    known.learn_plain("euler", 50, 500.0)
+    assert not known.outcomes
+
+
+def test_a_run_that_was_planned_leaves_its_outcome(flow_model, fresh, machine):
+    machine(with_room)
+    run(flow_model, 50)
+    (entry,) = fresh._known.values()
+    before = sum(map(len, entry.outcomes.values()))
+    _, report = run(flow_model, 50)
+    assert sum(map(len, entry.outcomes.values())) == before + 1 == 2
+    assert report.probe_nfe == 0 and report.predicted_seconds > 0
