@@ -21,7 +21,8 @@ class Options:
     Attributes:
         solver: ``quasi-newton`` (default), ``parataa`` (the paper), ``picard`` (D held), ``picard-eps`` (eps held, as
             ParaDiGMS), ``sequential``, or ``collocation``: D evaluated on a few rows and interpolated on the others,
-            for samplers of one evaluation a step without noise of their own (at tolerance 0, all rows). ``auto``
+            for samplers of one evaluation a step (at tolerance 0, all rows); one that adds noise in every step is
+            served at window 1 for a number of rows, half to three quarters of its steps, without a target. ``auto``
             measures and takes what is predicted to be fastest: collocation where a target is asked for, else
             quasi-newton or sequential.
         preset: ``fast``, ``balanced``, ``strict`` or ``exact``: the tolerance, when ``tol`` is None. ``sketch``,

@@ -282,7 +282,8 @@ class _Run:
             system, batched, denoise = self._system(captured, model, x, sigmas, extra_args)
         except CaptureError as error:
             raise Unfit(f"the sampler cannot be made parallel: {error}") from None
-        why = "the sampler reads the unconditional picture" if captured.U is not None else refusal(system)
+        asked = None if self._settings.rows is None else self._options(model, captured, None)
+        why = "the sampler reads the unconditional picture" if captured.U is not None else refusal(system, asked)
         options = self._options(model, captured, why)
         several = options.window != 1 and captured.evaluations > 1
         probing, probed = time.perf_counter(), 0

@@ -120,11 +120,11 @@ def entries(setting: Setting) -> Iterator[tuple[str, float, Rival]]:
             yield f"{guess} even", n, skip
     for guess, size in itertools.product(("held", "linear"), THRESHOLDS):
         yield f"{guess} threshold", size, skip
-    if "collocation" in choices.SOLVERS and setting.sampler != "ddpm":
+    if "collocation" in choices.SOLVERS:
         for n in ladder:
             yield "collocation 1", n, collocation
         for n in PIPELINED:
-            if n < setting.steps:
+            if n < setting.steps and setting.sampler != "ddpm":  # which it serves at window 1
                 yield "collocation 4", n, collocation
 
 

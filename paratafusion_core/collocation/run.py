@@ -34,25 +34,34 @@ Tell = Callable[[int, int, list[float], Tensor], Any]
 _STRAY = 1e-3
 
 
-def refusal(system: System) -> str | None:
-    """Why collocation cannot serve ``system``, or None.
+def refusal(system: System, options: Options | None = None) -> str | None:
+    """Why collocation cannot serve ``system`` (with ``options``; without, whatever they are), or None.
 
-    It interpolates D over falling noise levels along a path without fresh noise: samplers with several evaluations a
-    step repeat levels, and D of an SDE sampler follows each step's own noise (37.9 dB at best with 30 of 50 rows of
-    DDPM on the demo network, 19.9 dB the worst of 8 seeds; a slope for each spatial frequency foretells 2 to 5 % of
-    what a step's noise changes).
+    It interpolates D over falling noise levels: samplers with several evaluations a step repeat levels. D of an SDE
+    sampler follows each step's own noise, which nothing foretells (a slope for each spatial frequency 2 to 5 % of it),
+    so that more rows are needed, at window 1 (DDPM-50, demo network, 16 seeds: 36 rows one by one come to 49.1 dB in
+    the mean, at window 2 to 37.9, 60 rows at window 4 to 40.2), and their number must be given: how near the picture
+    comes can be told too roughly for a target, and there is no good number for all.
     """
     if system.evaluations < 3:
         return f"the run has {system.evaluations} evaluations, and at least 3 are needed"
     if (system.sigmas.diff() >= 0).any():
         return "its noise levels do not fall from evaluation to evaluation"
+    counted = options is not None and options.rows is not None and options.target is None
+    if not noisy(system) or (options is not None and counted and options.window in (1, "auto")):
+        return None
+    return "it adds noise of its own in every step, which is served for a number of rows, at window 1, without a target"
+
+
+def noisy(system: System) -> bool:
+    """Whether the steps of ``system`` add noise of their own."""
     start = system.S[0].flatten()
     size = torch.linalg.vector_norm(start).clamp(min=1e-30)
     way = start / size
     states = [state.flatten() for state in system.S[1:]]
     off = torch.stack([torch.linalg.vector_norm(torch.addcmul(x, way, -(x @ way))) for x in states])
     allowed = _STRAY * torch.stack([torch.linalg.vector_norm(x) for x in states]).clamp(min=1e-3 * float(size))
-    return "it adds noise of its own in every step" if bool((off > allowed).any()) else None
+    return bool((off > allowed).any())
 
 
 @dataclass(frozen=True)
@@ -146,7 +155,7 @@ def collocate(
         tell(frozen, 0, [*report.residuals[-1][1]], picture)
         if finished or report.rounds >= (options.max_rounds or math.inf):
             break
-    report.doubt = doubt(signs, nodes.rows, seen, scales, report, own)
+    report.doubt = doubt(signs, nodes.rows, seen, scales, report, own, ground.noisy)
     picture = picture.reshape(system.S.shape[1:])
     if not job.keep_trajectory:
         return Found(picture, None, finished, None)
@@ -180,7 +189,7 @@ def _ground(system: System, scales: Scales, before: Tensor | None) -> Ground:
     if before is not None:
         S = torch.addmm(S.flatten(1), send(system.C, S), before.flatten(1)).view_as(S)
     u = coordinate(scales.sigma, scales.alpha, scales.data_rms)
-    return Ground(S, system.C, u, SLOPE * scales.gaussian, scales.alpha, scales.data_rms)
+    return Ground(S, system.C, u, SLOPE * scales.gaussian, scales.alpha, scales.data_rms, noisy(system))
 
 
 def _check_finite(scales: Scales, rows: list[int], d: Tensor) -> None:

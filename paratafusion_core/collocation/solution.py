@@ -27,7 +27,7 @@ def by_collocation(
     """
     begin = time.perf_counter()
     system, options, callback = job.system, job.options, job.callback
-    why = refusal(system)
+    why = refusal(system, options)
     if why is not None:
         raise ValueError(f"solver is 'collocation'; quasi-newton is allowed for sampler {system.sampler}, as {why}")
     report = job.report()

@@ -89,6 +89,29 @@ def test_without_a_window_the_other_solver_is_planned(demo):
     assert "noise of its own" in report.plan
 
 
+@pytest.mark.parametrize("sampler", ["ddpm", "euler_ancestral", "dpmpp_2m_sde"])
+@pytest.mark.parametrize("settings", [
+    Settings(solver="collocation", rows=38), Settings(solver="collocation", preset="standard", rows=38, window=1)
+], ids=str)  # fmt: skip
+def test_a_sampler_with_noise_is_served_for_a_number_of_rows(demo, sampler, settings):
+    decibels = []
+    for seed in range(2):
+        reference, _ = draw(demo[0], Settings(solver="sequential"), sampler, seed=seed)
+        result, report = draw(demo[0], settings, sampler, seed=seed)
+        assert report.solver == "collocation" and report.fallback is None
+        assert report.nfe == report.rounds == 38 and report.target_db is None
+        decibels.append(fidelity(result, reference, 2.0).psnr_db)
+    assert min(decibels) > 36
+
+
+def test_it_is_not_served_without_or_at_a_wider_window(demo):
+    """The CFG's rows are for samplers without noise."""
+    for settings in (COLLOCATION, Settings(solver="collocation", rows=15, window=4)):
+        _, report = draw(demo[0], settings, "euler_ancestral", 20)
+        assert report.solver in ("quasi-newton", "sequential") and report.fallback is None
+        assert "for a number of rows, at window 1" in report.plan
+
+
 def test_the_exact_picture_is_not_interpolated(demo):
     reference, _ = draw(demo[0], Settings(solver="sequential"), steps=12)
     result, report = draw(demo[0], Settings(solver="collocation", preset="exact", window=4), steps=12)
