@@ -131,19 +131,8 @@ def test_too_few_rows_are_doubted_and_enough_are_not() -> None:
 
 def test_the_command_line(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    words = [
-        "sample",
-        "--model",
-        "mixture",
-        "--prompt",
-        "2",
-        "--sampler",
-        "ddpm",
-        "--steps",
-        "20",
-        "--solver",
-        "collocation",
-    ]
+    words = ["sample", "--model", "mixture", "--prompt", "2", "--sampler", "ddpm", "--steps", "20"]
+    words += ["--solver", "collocation"]
     assert cli.main([*words, "--window", "1", "--rows", "14"]) == 0
     assert "14 rows" in capsys.readouterr().out
     assert cli.main(words) == 2
