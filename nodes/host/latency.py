@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from ...paratafusion_core import Report
-from ...paratafusion_core.plan import Machine, Question, fit, typical
+from ...paratafusion_core.plan import SURPRISE, Machine, Question, fit, typical
 from .batched import cond_lists
 from .guards import Parts
 
@@ -86,8 +86,15 @@ class Known:
         """Take up what a call of so many rows took."""
         self.calls[rows] = [*self.calls.get(rows, ()), seconds][-_CALLS:]
 
-    def learn_outcome(self, sampler: str, question: Question, seconds: float) -> None:
-        """Take up what a whole run in parallel took that was planned with known latencies."""
+    def learn_outcome(self, question: Question, report: Report, seconds: float) -> None:
+        """Take up that a whole run in parallel, planned with known latencies and learnt from, took so many seconds.
+
+        By how much single calls were late, as first ones at a size are, does not count.
+        """
+        for rows, spent in report.calls():
+            usual = typical(self.calls[rows])
+            seconds -= spent - usual if spent > SURPRISE * usual else 0.0
+        sampler = report.sampler
         kept = self.outcomes.pop((sampler, question), [])
         self.outcomes[sampler, question] = [*kept, seconds][-_OUTCOMES:]
         while len(self.outcomes) > _QUESTIONS:

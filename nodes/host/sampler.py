@@ -321,7 +321,7 @@ class _Run:
             solution.report.plan = f"{plan}; no collocation, as {why}"
         _account(solution.report, started, probing)
         if question is not None:
-            known.learn_outcome(solution.report.sampler, question, solution.report.seconds - probing)
+            known.learn_outcome(question, solution.report, solution.report.seconds - probing)
         kept = solution.trajectory
         self._outcome.report = solution.report
         self._outcome.trajectory = None if kept is None else replace(kept, latent=latent)

@@ -13,6 +13,8 @@ from torch import Tensor
 #: lambda or than the step's number, or a mean of both: worst pictures 36 to 44 dB instead of 29 to 39.
 NEAR = 0.35
 FAR = 80.0
+#: Levels nearer to each other (a flow's beside 1, noise a thousand times the data) are taken to be so far apart.
+_APART = 1e-6
 #: How rows are spread, up to ``_FEW`` of them, up to ``_SOME``, and more: NEAR, the first gap, and by how much the gaps
 #: rise to 1.
 _SPREADS = ((NEAR, 0.75, 0.2), (0.5, 0.5, 0.15), (NEAR, 0.2, 0.07))
@@ -24,10 +26,14 @@ _NOISY = (0.7, 0.5, 0.03)
 
 
 def coordinate(sigma: Tensor, alpha: Tensor, data_rms: float) -> Tensor:
-    """u ``[K]``, in which D is interpolated and rows are spread; it rises as the noise falls."""
+    """u ``[K]``, in which D is interpolated and rows are spread; it rises as the noise falls, by ``_APART`` or more."""
     level = (sigma / alpha.clamp(min=1e-6) / data_rms).clamp(max=1e6)
     level = level / (1 + (level / FAR) ** 4) ** 0.25
-    return -(level + NEAR).log()
+    u = -(level + NEAR).log()
+    if bool((u.diff() < _APART).any()):
+        least = _APART * torch.arange(len(u), dtype=u.dtype)
+        u = (u - least).cummax(0).values + least
+    return u
 
 
 def noise_at(u: Tensor) -> Tensor:

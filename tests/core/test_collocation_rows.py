@@ -40,6 +40,15 @@ def levels(count: int = 30) -> Tensor:
     return coordinate(sigma, torch.ones_like(sigma), 1.0)
 
 
+def test_levels_that_all_lie_beyond_what_matters_are_told_apart() -> None:
+    sigma = torch.tensor([1.0, 1 - 3e-8, 1 - 6e-8, 0.99, 0.7, 0.4, 0.1], dtype=torch.float64)
+    u = coordinate(sigma, 1 - sigma, 1.0)
+    assert (u.diff() > 0).all() and torch.equal(u[3:], coordinate(sigma[3:], 1 - sigma[3:], 1.0))
+    for rows in (3, 5, 7):
+        assert interpolation(u, place(u, rows)).isfinite().all()
+        assert interpolation(u, [0, 1, 2, 6]).abs().max() < 1e7
+
+
 def way_ends(report: Report) -> int:
     """The round that reaches the last of 50 rows."""
     return next(i for i, row in enumerate(report.frozen_per_round) if row >= 49)

@@ -13,6 +13,7 @@ from paratafusion_pack.nodes.host.choice import NothingWins, plain_if_best
 from paratafusion_pack.nodes.host.latency import Known, Latencies
 from paratafusion_pack.nodes.host.sampler import parallel
 from paratafusion_pack.nodes.host.settings import Outcome, Settings
+from paratafusion_pack.paratafusion_core import Report
 from tiny import conditioning, latent, relative, sample, sigmas_of
 
 DEFAULTS = Settings()
@@ -166,6 +167,20 @@ def known_of(calls):
     return Known(lambda: None, None, None, calls={rows: [seconds] * 2 for rows, seconds in calls.items()})
 
 
+def report_of(*calls):
+    report = Report("euler", 50, "quasi-newton", "balanced", 3e-3, 50)
+    report.rows_per_round, report.seconds_per_round = [rows for rows, _ in calls], [seconds for _, seconds in calls]
+    return report
+
+
+def test_late_calls_do_not_speak_against_a_plan():
+    """As the first ones at a size are, while kernels are loaded."""
+    known = known_of({1: 1.0, 2: 1.2, 4: 1.3})
+    question = plain_if_best(known, "euler", 50, DEFAULTS)
+    known.learn_outcome(question, report_of((4, 21.3), (4, 1.3), (4, 1.5)), 44.0)
+    assert known.outcomes["euler", question] == [pytest.approx(24.0)]
+
+
 def test_a_plan_that_was_never_tried_must_promise_more():
     """Window 2 is predicted to take 0.89 of the plain sampler's time, then 0.80."""
     with pytest.raises(NothingWins, match="predicted to take"):
@@ -180,7 +195,7 @@ def test_a_plan_is_judged_by_what_such_runs_took(took, pays):
     known = known_of({1: 1.0, 2: 1.2})
     question = plain_if_best(known, "euler", 50, DEFAULTS)
     for seconds in took:
-        known.learn_outcome("euler", question, seconds)
+        known.learn_outcome(question, report_of(), seconds)
     if pays:
         assert plain_if_best(known, "euler", 50, DEFAULTS) == question
     else:
@@ -193,7 +208,7 @@ def test_outcomes_are_bounded_and_forgotten_with_the_machine():
     known = known_of({1: 1.0, 2: 1.2})
     for steps in range(40, 90):
         for _ in range(9):
-            known.learn_outcome("euler", plain_if_best(known, "euler", steps, DEFAULTS), 1.0)
+            known.learn_outcome(plain_if_best(known, "euler", steps, DEFAULTS), report_of(), 1.0)
     assert len(known.outcomes) <= 16 and max(map(len, known.outcomes.values())) <= 4
     known.evaluations["euler"] = 1.0
     known.learn_plain("euler", 50, 500.0)
