@@ -231,6 +231,13 @@ def _probe(recipe: _Recipe, levels: list[float], sigmas: Tensor, like: Tensor) -
         return _coefficients(recipe, levels, sigmas, like, torch.float32)
 
 
+def check_name(function: SamplerFunction) -> None:
+    """Raises CaptureError: ``function`` is known to be no system."""
+    name = getattr(function, "__name__", "")
+    if name in _REFUSED:
+        raise CaptureError(_REFUSED[name])
+
+
 def capture(
     function: SamplerFunction,
     settings: dict[str, Any],
@@ -252,9 +259,7 @@ def capture(
     Raises:
         CaptureError: the sampler cannot be written as a system.
     """
-    name = getattr(function, "__name__", "")
-    if name in _REFUSED:
-        raise CaptureError(_REFUSED[name])
+    check_name(function)
     recipe = _Recipe(function, settings, model, extra_args, limit=8 * len(sigmas) + 64)
     try:
         return _capture(recipe, x, sigmas)

@@ -18,6 +18,7 @@ from torch import Tensor
 from ...paratafusion_core import Report
 from ...paratafusion_core.plan import WORTH, Plan, Question, choose, fit, typical
 from .batched import BatchedModel
+from .capture import same_random_numbers
 from .latency import SURE, Known
 from .settings import Settings
 
@@ -29,7 +30,7 @@ _SHARE = 0.05
 #: Two rows that take more than twice one by this factor were late, as the first call at a size may be.
 _LATE = 1.25
 #: Times that two rows are evaluated at most.
-_PAIRS = 3
+_PAIRS = 2
 #: Evaluations from which a run is left for a parallel one: shorter ones have too little left to win.
 _LONG = 40
 
@@ -67,8 +68,10 @@ def plain_if_best(known: Known, name: str, steps: int, settings: Settings) -> Qu
     evaluations = round(steps * known.evaluations.get(name, 1.0))
     question = Question(evaluations, options.tolerance, target, options.rows)
     latency = fit(known.seconds)
-    if latency is None and target is not None:
+    if latency is None and (target is not None or name in known.untimed):
         return None
+    if latency is None and known.single:
+        raise NothingWins("plain sampler, as the model takes one picture at a time", known)
     if latency is None:
         few = int(1 / _SHARE)
         if evaluations < few:
@@ -154,11 +157,12 @@ class Look:
         self._pairs += 1
         began = time.perf_counter()
         try:
-            D = self._batched(x[None].expand(2, *x.shape).contiguous(), sigma.flatten()[:1].expand(2))[0]
+            with same_random_numbers(x):
+                D = self._batched(x[None].expand(2, *x.shape).contiguous(), sigma.flatten()[:1].expand(2))[0]
         except comfy.model_management.InterruptProcessingException:
             raise
         except Exception:  # a model may refuse several rows in any way; its own call shows whether that is at fault
-            self._over = True
+            self._over = self._known.single = True
             return None
         float(D.flatten()[0])
         self._known.learn_call(2, time.perf_counter() - began)
@@ -190,11 +194,15 @@ class Look:
 
     def tell(self, report: Report) -> None:
         """Account in the report of a run that went to its end for what was evaluated twice."""
-        if self.rows:  # a sampler may go around the host's wrapper
-            report.rows_per_round, report.window_per_round = list(self.rows), list(self.rows)
-            report.nfe, report.probe_nfe = sum(self.rows), self._beside
+        if not self.rows:  # a sampler may go around the host's wrapper
+            self._known.untimed.add(report.sampler)
+            return
+        report.rows_per_round, report.window_per_round = list(self.rows), list(self.rows)
+        report.nfe, report.probe_nfe = sum(self.rows), self._beside
 
     def __str__(self) -> str:
+        if not self.rows or self._known.single:
+            return "plain sampler, which could not be timed with two rows"
         seconds = {rows: typical(self._known.calls[rows]) for rows in (1, 2) if self._known.calls.get(rows)}
         words = ", ".join(f"{rows} row{'s' * (rows > 1)} {spent:.3g} s" for rows, spent in seconds.items())
         return f"plain sampler, measured for the next run ({words})"

@@ -37,6 +37,7 @@ class Known:
         calls: {rows: seconds of the last rounds of so many}.
         steps: seconds of an evaluation in the host's own sampler, of the last runs that it made.
         beside: of a round, what is not the model's. evaluations: {sampler: of a step}.
+        single: whether it refused two rows in a call. untimed: samplers whose evaluations could not be timed.
         outcomes: {sampler and question: seconds of the last whole runs in parallel that were planned for it}.
     """
 
@@ -50,6 +51,8 @@ class Known:
     beside: float = 0.0
     evaluations: dict[str, float] = field(default_factory=dict)
     outcomes: dict[tuple[str, Question], list[float]] = field(default_factory=dict)
+    single: bool = False
+    untimed: set[str] = field(default_factory=set)
 
     @property
     def seconds(self) -> dict[int, float]:

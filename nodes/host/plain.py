@@ -6,7 +6,7 @@ import copy
 import logging
 import time
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import comfy.samplers
@@ -33,19 +33,26 @@ def counted(model: Any, steps: int, look: Look | None = None) -> tuple[Any, Call
 
     That is ``steps`` where none are seen: a sampler may go around the host's wrapper, or bring one of its own.
     """
-    calls: list[None] = []
     if not isinstance(model, comfy.samplers.KSamplerX0Inpaint):
         return model, lambda: steps
+    model = copy.copy(model)
+    model.__class__ = _counting(type(model))
+    calls: list[None] = []
+    model.paratafusion_calls, model.paratafusion_look = calls, look
+    return model, lambda: len(calls) or steps
 
-    class Counted(type(model)):  # type: ignore[misc]
+
+@lru_cache(maxsize=8)
+def _counting(kind: type) -> type:
+    """A class of models of this ``kind`` that count their calls; one for each run would wait for gc."""
+
+    class Counted(kind):  # type: ignore[misc]
         def __call__(self, x: Tensor, sigma: Tensor, *args: Any, **kwargs: Any) -> Any:
-            calls.append(None)
-            evaluate = partial(super().__call__, x, sigma, *args, **kwargs)
+            self.paratafusion_calls.append(None)
+            evaluate, look = partial(super().__call__, x, sigma, *args, **kwargs), self.paratafusion_look
             return evaluate() if look is None else look(evaluate, x, sigma, kwargs)
 
-    model = copy.copy(model)
-    model.__class__ = Counted
-    return model, lambda: len(calls) or steps
+    return Counted
 
 
 def sequential_report(

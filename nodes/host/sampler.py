@@ -18,7 +18,7 @@ from ...paratafusion_core import Options, Progress, Report, System, Trajectory, 
 from ...paratafusion_core.collocation import refusal
 from ...paratafusion_core.errors import NotFinite
 from .batched import BatchedModel, is_oom
-from .capture import Captured, CaptureError, capture, random_numbers, same_random_numbers
+from .capture import Captured, CaptureError, capture, check_name, random_numbers, same_random_numbers
 from .choice import Leap, Look, NothingWins, plain_if_best
 from .guards import PROBED, known_reason, needs_probe, parts_of, probe
 from .latency import KNOWN, Known
@@ -158,6 +158,7 @@ class _Given:
     callback: Any
     disable: Any
     live: Live
+    started: float
 
     @property
     def steps(self) -> int:
@@ -191,7 +192,7 @@ class _Run:
         """Sample from ``x`` along ``sigmas``; see :func:`parallel`."""
         live = Live(current_place(), max(len(sigmas) - 1, 0))
         try:
-            return self._sample(_Given(model, x, sigmas, extra_args, callback, disable, live))
+            return self._sample(_Given(model, x, sigmas, extra_args, callback, disable, live, time.perf_counter()))
         finally:
             close(live, self._outcome)
 
@@ -199,6 +200,7 @@ class _Run:
         self._outcome.report = self._outcome.trajectory = None
         if self._settings.sequential:
             return self._plain(run)
+        looked = 0
         result, why = self._parallel(run)
         if isinstance(why, NothingWins) and why.question is not None:
             options = run.extra_args["model_options"]
@@ -210,9 +212,12 @@ class _Run:
             except Leap:
                 put_back()
                 run.sigmas.copy_(levels)
-            run = untouched
-            result, why = self._parallel(run, look.evaluated)
-        return self._plain(run, why) if result is None else result
+            run, looked = untouched, look.evaluated
+            result, why = self._parallel(run, looked)
+        if result is None:
+            result = self._plain(run, why)
+            self._outcome.report.probe_nfe += looked
+        return result
 
     def _parallel(self, run: _Given, looked: int = 0) -> tuple[Tensor | None, NothingWins | str | None]:
         """The parallel run's result, or None and why there is none; ``looked`` rows were evaluated before it."""
@@ -221,7 +226,7 @@ class _Run:
         except Unfit as unfit:
             return None, str(unfit)
         except NothingWins as wins:
-            return None, wins
+            return None, wins.with_traceback(None)  # whose frames would keep this run's tensors
         except Exception as error:
             if not is_oom(error):
                 raise
@@ -235,7 +240,7 @@ class _Run:
         Raises:
             Leap: ``look`` has found a parallel run to be clearly faster.
         """
-        started, steps, name = time.perf_counter(), run.steps, name_of(self.function)
+        begun, steps, name = time.perf_counter(), run.steps, name_of(self.function)
         reason = why if isinstance(why, str) else None
         model, evaluations = counted(run.model, steps, look)
         callback = run.live.sequential(reason, run.callback)
@@ -249,23 +254,22 @@ class _Run:
             **self.extra,
         )
         if reason is not None:
-            fallback(self._outcome, name, steps, evaluations(), self._settings, reason, started)
+            fallback(self._outcome, name, steps, evaluations(), self._settings, reason, run.started)
             return result
         if why is not None:
             float(result.flatten()[0])  # waits for the device
-        report = sequential_report(self._outcome, name, steps, evaluations(), self._settings, started)
+        report = sequential_report(self._outcome, name, steps, evaluations(), self._settings, run.started)
         if isinstance(why, NothingWins):
             if look is None:
-                why.known.learn_plain(name, steps, report.seconds)
+                why.known.learn_plain(name, steps, time.perf_counter() - begun)
             else:
                 look.tell(report)
-                why.known.evaluations[name] = evaluations() / max(steps, 1)
+            why.known.evaluations[name] = evaluations() / max(steps, 1)
             report.plan = f"{look or why}, took {report.seconds:.3g} s"
         return result
 
     def _solve(self, run: _Given, looked: int) -> Tensor:
         model, x, sigmas, extra_args = run.model, run.x, run.sigmas, run.extra_args
-        started = time.perf_counter()
         if len(sigmas) < 2:
             raise Unfit("there are no steps to run")
         if not isinstance(model, comfy.samplers.KSamplerX0Inpaint):
@@ -275,9 +279,10 @@ class _Run:
             raise Unfit(reason)
         known = KNOWN.of(model.inner_model, x, parts_of(model, extra_args["model_options"]))
         question = None
-        if self._settings.plans and self.warm is None and not self._outcome.want_trajectory:
-            question = plain_if_best(known, name_of(self.function), run.steps, self._settings)
         try:
+            check_name(self.function)
+            if self._settings.plans and self.warm is None and not self._outcome.want_trajectory:
+                question = plain_if_best(known, name_of(self.function), run.steps, self._settings)
             captured = capture(self.function, self.extra, model, x, sigmas, extra_args)
             system, batched, denoise = self._system(captured, model, x, sigmas, extra_args)
         except CaptureError as error:
@@ -319,7 +324,7 @@ class _Run:
         elif why is not None and self._settings.aims and self._settings.solver == "auto":
             plan = solution.report.plan or solution.report.solver
             solution.report.plan = f"{plan}; no collocation, as {why}"
-        _account(solution.report, started, probing)
+        _account(solution.report, run.started, probing)
         if question is not None:
             known.learn_outcome(question, solution.report, solution.report.seconds - probing)
         kept = solution.trajectory

@@ -122,6 +122,27 @@ def test_a_sketch_is_finished() -> None:
     assert fidelity(done.x, whole.x).psnr_db > 45  # kept in half precision
 
 
+def test_a_sketch_whose_rows_lie_otherwise_is_no_beginning() -> None:
+    """Its states were foretold over wider gaps, and no row is evaluated twice to mend that."""
+    given, denoise = system(), Mixture.make().denoiser(1, 1.0)
+    cold = solve(given, denoise, rows(20))
+    sketch = solve(given, denoise, rows(8, max_rounds=7))
+    done = solve(given, denoise, rows(20), warm=sketch.trajectory)
+    assert "its rows lie otherwise" in (done.report.warm or "") and done.report.nfe == 20
+    exact = solve(given, denoise, Options("sequential")).x
+    assert fidelity(done.x, exact).psnr_db > fidelity(cold.x, exact).psnr_db - 6
+
+
+def test_steps_that_weigh_differences_of_noise_are_refused() -> None:
+    """As the last ones of 3M SDE on the normal schedule, where 24 dB were told as 47."""
+    given = system()
+    C = given.C.clone()
+    C[29, 25:28] += torch.tensor([10.0, -20.0, 10.0], dtype=torch.float64)
+    refused = System(given.S, C, given.sigmas, given.sampler)
+    assert "weighs differences" in (refusal(refused, rows(20)) or "")
+    assert refusal(system("dpmpp_2m_sde"), rows(20)) is None
+
+
 def test_too_few_rows_are_doubted_and_enough_are_not() -> None:
     task = make_task(Setting("demo", "ddpm", "normal", 50, 4.0), 3)
     few, many = (solve(task.system, task.denoise, rows(n, data_rms=task.data_rms)).report for n in (10, 44))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import time
+import weakref
 from dataclasses import replace
 
 import comfy.samplers
@@ -121,11 +123,95 @@ def test_the_timed_run_is_left_without_a_trace(flow_model, fresh, machine):
     assert torch.equal(first, second)
 
 
+def careless(model, x, sigmas, extra_args=None, callback=None, disable=None):
+    """Euler with noise from torch's own generator, which writes into everything that it is given."""
+    sigmas[:-1] *= 1.01
+    for i in range(len(sigmas) - 1):
+        denoised = model(x, sigmas[i] * x.new_ones(x.shape[0]), **extra_args)
+        x += (x - denoised) / sigmas[i] * (sigmas[i + 1] - sigmas[i])
+        x += 0.02 * sigmas[i + 1] * torch.randn_like(x)
+        extra_args["seed"] = i
+    return x
+
+
+def test_a_left_run_gives_back_what_it_wrote_into(flow_model, fresh, machine):
+    machine(with_room)
+    found = []
+    for settings in (DEFAULTS, Settings(solver="sequential")):
+        outcome, sigmas = Outcome(), sigmas_of(flow_model, "euler", 50)
+        inner = comfy.samplers.KSAMPLER(careless)
+        torch.manual_seed(5)
+        result = sample(flow_model, parallel(inner, settings, outcome), sigmas, **given(flow_model))
+        found.append((result, outcome.report, sigmas))
+    (ours, report, levels), (plain, _, written) = found
+    assert report.solver == "quasi-newton" and report.probe_nfe == 6
+    assert relative(ours, plain) < 0.01 and torch.equal(levels, written)
+
+
+def test_what_the_look_has_cost_counts_before_a_run_is_left(flow_model, fresh, machine):
+    """Window 2 is predicted to take 0.80 of the plain sampler's time, 0.89 with the rows that were looked at."""
+    machine(lambda pictures: 0.1 if pictures == 2 else 0.145)
+    _, report = run(flow_model, 50)
+    assert report.solver == "sequential"
+    _, report = run(flow_model, 50)
+    assert report.solver == "quasi-newton"
+
+
+def test_two_rows_that_are_late_are_looked_at_again(flow_model, fresh, machine):
+    late = [2.0]
+    machine(lambda pictures: 0.05 * pictures + (late.pop() if pictures == 4 and late else 0.0))
+    _, report = run(flow_model, 20)
+    assert report.rows_per_round[:5] == [1, 1, 2, 2, 1]
+    (entry,) = fresh._known.values()
+    assert entry.seconds == {1: pytest.approx(0.1), 2: pytest.approx(0.2)}
+
+
 def test_a_sampler_that_cannot_be_read_off_goes_on_as_it_is(flow_model, fresh, machine):
     machine(with_room)
     result, report = run(flow_model, 50, "dpm_adaptive")
-    assert "cannot be made parallel" in report.fallback
+    assert "cannot be made parallel" in report.fallback and report.probe_nfe == 0
     assert torch.equal(result, theirs(flow_model, 50, "dpm_adaptive"))
+
+
+def test_rows_that_were_looked_at_are_told_where_the_parallel_run_fails(flow_model, fresh, machine):
+    machine(with_room)
+    model = mixing(flow_model)
+    result, report = run(model, 50)
+    assert "influence each other" in report.fallback and report.probe_nfe == 8  # beside its own calls
+    assert torch.equal(result, theirs(model, 50))
+    assert report.seconds > 0.1 * (50 + 6)
+
+
+def test_a_patch_that_draws_random_numbers_draws_what_it_would_have_drawn(flow_model, fresh, machine):
+    machine(full)
+    model = flow_model.clone()
+    model.set_model_sampler_post_cfg_function(lambda a: a["denoised"] + 0.01 * torch.randn_like(a["denoised"]))
+    torch.manual_seed(6)
+    result, report = run(model, 20)
+    numbers = torch.get_rng_state()
+    torch.manual_seed(6)
+    assert report.probe_nfe == 2 and torch.equal(result, theirs(model, 20))
+    assert torch.equal(numbers, torch.get_rng_state())
+
+
+@pytest.mark.parametrize(("steps", "seconds"), [(20, full), (50, with_room)])
+def test_nothing_of_a_run_waits_for_the_garbage_collector(flow_model, fresh, machine, monkeypatch, steps, seconds):
+    machine(seconds)
+    guiders, make = [], comfy.samplers.KSamplerX0Inpaint.__init__
+
+    def watched(self, model, sigmas):
+        guiders.append(weakref.ref(self))
+        make(self, model, sigmas)
+
+    monkeypatch.setattr(comfy.samplers.KSamplerX0Inpaint, "__init__", watched)
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(3):
+            run(flow_model, steps)
+        assert len(guiders) == 3 and all(guider() is None for guider in guiders)
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("name", ["euler", "euler_cfg_pp"])
@@ -152,7 +238,34 @@ def test_a_model_that_refuses_two_rows_goes_on(flow_model, fresh, monkeypatch):
     monkeypatch.setattr(network, "forward", single)
     result, report = run(flow_model, 20)
     assert torch.equal(result, theirs(flow_model, 20))
-    assert report.fallback is None and report.nfe == 20
+    assert report.fallback is None and report.nfe == 20 and "could not be timed" in report.plan
+    _, report = run(flow_model, 20)
+    assert "one picture at a time" in report.plan
+
+
+def test_a_sampler_that_goes_around_the_wrapper_is_left_to_the_engine(flow_model, fresh):
+    def around(model, x, sigmas, extra_args=None, callback=None, disable=None):
+        call = model if type(model).__name__ == "_StandIn" else comfy.samplers.KSamplerX0Inpaint.__call__.__get__(model)
+        for i in range(len(sigmas) - 1):
+            denoised = call(x, sigmas[i] * x.new_ones(x.shape[0]), **extra_args)
+            x = x + (x - denoised) / sigmas[i] * (sigmas[i + 1] - sigmas[i])
+        return x
+
+    plans = []
+    for _ in range(2):
+        outcome = Outcome()
+        inner = parallel(comfy.samplers.KSAMPLER(around), DEFAULTS, outcome)
+        sample(flow_model, inner, sigmas_of(flow_model, "euler", 20), **given(flow_model))
+        plans.append(outcome.report)
+    assert "could not be timed" in plans[0].plan and plans[0].nfe == 20
+    assert {1, 2} <= set(plans[1].rows_per_round)
+
+
+def test_evaluations_are_counted_and_not_steps(flow_model, fresh, machine):
+    """Heun's 12 steps are 23 evaluations, which is known from the second run on."""
+    machine(full)
+    assert "fewer than 20" in run(flow_model, 12, "heun")[1].plan
+    assert "measured for the next run" in run(flow_model, 12, "heun")[1].plan
 
 
 def test_a_short_run_is_not_timed(flow_model, fresh):
