@@ -29,8 +29,9 @@ _UNTRIED = 0.85
 _SHARE = 0.05
 #: Two rows that take more than twice one by this factor were late, as the first call at a size may be.
 _LATE = 1.25
-#: Times that two rows are evaluated at most.
-_PAIRS = 2
+#: Times that two rows are evaluated at most; calls for one row that must be known before, as the first ones of a
+#: session are late, on a CPU, too; and how many are timed in a run.
+_PAIRS, _FIRST, _SINGLES = 2, 4, 8
 #: Evaluations from which a run is left for a parallel one: shorter ones have too little left to win.
 _LONG = 40
 
@@ -116,7 +117,7 @@ class Look:
         self._known, self._question, self._doubted = choice.known, choice.question, doubted
         self._options = extra_args.get("model_options")
         self._batched = BatchedModel(model, dict(extra_args), x.shape[0])
-        self._over, self._pairs, self._beside = False, 0, 0
+        self._over, self._singles, self._pairs, self._beside = False, 0, 0, 0
         self.rows: list[int] = []
 
     @property
@@ -130,15 +131,9 @@ class Look:
             Leap: the rest of the run is to be left. Exception: whatever the model raises.
         """
         self.rows.append(1)
-        if self._over:
-            return evaluate()
+        if self._over or len(self._known.calls.get(1, ())) < _FIRST:
+            return self._one(evaluate, x)
         float(x.flatten()[0])  # waits for the device
-        if len(self._known.calls.get(1, ())) < SURE:
-            began = time.perf_counter()
-            D = evaluate()
-            float(D.flatten()[0])
-            self._known.learn_call(1, time.perf_counter() - began)
-            return D
         # a sampler's own post-CFG function expects the pictures of one level
         apart = self._doubted or given.get("model_options") is not self._options
         first = self._two(x, sigma)
@@ -151,6 +146,18 @@ class Look:
             self.rows[-1] = 2
         self._decide()
         return first
+
+    def _one(self, evaluate: Callable[[], Tensor], x: Tensor) -> Tensor:
+        """What ``evaluate`` returns, timed if it is one of the first."""
+        if self._singles >= _SINGLES:
+            return evaluate()
+        self._singles += 1
+        float(x.flatten()[0])  # waits for the device
+        began = time.perf_counter()
+        D = evaluate()
+        float(D.flatten()[0])
+        self._known.learn_call(1, time.perf_counter() - began)
+        return D
 
     def _two(self, x: Tensor, sigma: Tensor) -> Tensor | None:
         """The model at ``x``, from a call with the same row twice; None where it takes one row only."""
@@ -189,7 +196,7 @@ class Look:
         latency = fit({1: one, 2: two})
         assert latency is not None
         plan = choose(self._question, latency, engine=self._known.engine)
-        spent = sum(one if rows == 1 else two for rows in self.rows)
+        spent = sum(one if rows == 1 else two for rows in self.rows) + self._beside / 2 * two
         return plan.solver != "sequential" and plan.seconds + spent < _UNTRIED * plan.plain
 
     def tell(self, report: Report) -> None:

@@ -156,16 +156,6 @@ _FRAME = """async kinds => {
     canvas.background_image = null;  // the grid costs more bytes than the nodes
     canvas._pattern = null;
     canvas.clear_background_color = '#1d1d21';
-    canvas.background_image = null;  // the grid costs more bytes than the nodes
-    canvas._pattern = null;
-    canvas.clear_background_color = '#1d1d21';
-    ds.scale = 1;
-    ds.offset = [340, 130];
-    canvas.background_image = null;  // the grid costs more bytes than the nodes
-    canvas._pattern = null;
-    canvas.clear_background_color = '#1d1d21';
-    ds.scale = Math.min(1150 / right, 690 / bottom, 1);
-    ds.offset = [340 / ds.scale, 130 / ds.scale];
     canvas.deselectAll?.();
     for (let i = 0; i < 3; i++) {  // the frontend fits a loaded graph into its window a little later
         ds.scale = 1;
