@@ -9,7 +9,7 @@ more, no capture and no engine.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import comfy.model_management
@@ -53,11 +53,11 @@ class Leap(Exception):
     """A parallel run is predicted to be clearly faster than the rest of the plain sampler's."""
 
 
-def plain_if_best(known: Known, name: str, steps: int, settings: Settings) -> Question | None:
+def plain_if_best(known: Known, name: str, steps: int, settings: Settings) -> Hashable | None:
     """Leave before the capture where what is known of the machine says that no parallel plan wins.
 
-    Returns the question that the plan was asked for, None where the engine measures for itself: towards a target most
-    machines gain, and its first evaluations serve every plan.
+    Returns what tells the plan of a parallel run from others, None where the engine measures for itself: towards a
+    target most machines gain, and its first evaluations serve every plan.
 
     Raises:
         NothingWins: the host's own sampler is to run.
@@ -83,17 +83,17 @@ def plain_if_best(known: Known, name: str, steps: int, settings: Settings) -> Qu
     if plan.solver == "sequential":
         why = f"{plan}, as nothing is predicted to be faster: predicted {plan.plain:.3g} s"
         raise NothingWins(why, known)
-    _by_outcome(plan, known, name, question)
-    return question
+    key = name, question, plan.solver, plan.window
+    _by_outcome(plan, known.outcomes.get(key, []), known)
+    return key
 
 
-def _by_outcome(plan: Plan, known: Known, name: str, question: Question) -> None:
-    """Hold a parallel plan against what such runs took, or, untried, against more than its prediction.
+def _by_outcome(plan: Plan, took: list[float], known: Known) -> None:
+    """Hold a parallel plan against what runs by it ``took``, or, untried, against more than its prediction.
 
     Raises:
         NothingWins: it does not do.
     """
-    took = known.outcomes.get((name, question), [])
     tried = len(took) >= SURE
     seconds, words = (typical(took), "known to take") if tried else (plan.seconds, "predicted to take")
     if seconds >= (WORTH if tried else _UNTRIED) * plan.plain:

@@ -12,14 +12,14 @@ from typing import Any
 from torch import Tensor
 
 from ...paratafusion_core import Report
-from ...paratafusion_core.plan import SURPRISE, Machine, Question, fit, typical
+from ...paratafusion_core.plan import SURPRISE, Machine, fit, typical
 from .batched import cond_lists
 from .guards import Parts
 
 #: Kinds of runs that are remembered, and calls of each number of rows.
 _ENTRIES, _CALLS = 64, 16
-#: Questions whose outcomes are remembered, and of how many runs.
-_QUESTIONS, _OUTCOMES = 16, 4
+#: Plans whose outcomes are remembered, and of how many runs.
+_PLANS, _OUTCOMES = 16, 4
 #: As many calls at a size tell its time: the first one may be late, as kernels are loaded and memory is taken.
 SURE = 2
 #: Runs of the host's own sampler that differ by this factor are of a machine that is busy, or no longer.
@@ -38,7 +38,7 @@ class Known:
         steps: seconds of an evaluation in the host's own sampler, of the last runs that it made.
         beside: of a round, what is not the model's. evaluations: {sampler: of a step}.
         single: whether it refused two rows in a call. untimed: samplers whose evaluations could not be timed.
-        outcomes: {sampler and question: seconds of the last whole runs in parallel that were planned for it}.
+        outcomes: {plan: seconds of the last whole runs in parallel that were begun by it}.
     """
 
     model: weakref.ref[Any]
@@ -50,7 +50,7 @@ class Known:
     steps: list[float] = field(default_factory=list)
     beside: float = 0.0
     evaluations: dict[str, float] = field(default_factory=dict)
-    outcomes: dict[tuple[str, Question], list[float]] = field(default_factory=dict)
+    outcomes: dict[Hashable, list[float]] = field(default_factory=dict)
     single: bool = False
     untimed: set[str] = field(default_factory=set)
 
@@ -89,18 +89,17 @@ class Known:
         """Take up what a call of so many rows took."""
         self.calls[rows] = [*self.calls.get(rows, ()), seconds][-_CALLS:]
 
-    def learn_outcome(self, question: Question, report: Report, seconds: float) -> None:
-        """Take up that a whole run in parallel, planned with known latencies and learnt from, took so many seconds.
+    def learn_outcome(self, plan: Hashable, report: Report, seconds: float) -> None:
+        """Take up that a whole run in parallel, begun by ``plan`` and learnt from, took so many seconds.
 
         By how much single calls were late, as first ones at a size are, does not count.
         """
         for rows, spent in report.calls():
             usual = typical(self.calls[rows])
             seconds -= spent - usual if spent > SURPRISE * usual else 0.0
-        sampler = report.sampler
-        kept = self.outcomes.pop((sampler, question), [])
-        self.outcomes[sampler, question] = [*kept, seconds][-_OUTCOMES:]
-        while len(self.outcomes) > _QUESTIONS:
+        kept = self.outcomes.pop(plan, [])
+        self.outcomes[plan] = [*kept, seconds][-_OUTCOMES:]
+        while len(self.outcomes) > _PLANS:
             del self.outcomes[next(iter(self.outcomes))]
 
     def learn_plain(self, sampler: str, steps: int, seconds: float) -> None:

@@ -278,11 +278,11 @@ class _Run:
         if reason:
             raise Unfit(reason)
         known = KNOWN.of(model.inner_model, x, parts_of(model, extra_args["model_options"]))
-        question = None
+        planned = None
         try:
             check_name(self.function)
             if self._settings.plans and self.warm is None and not self._outcome.want_trajectory:
-                question = plain_if_best(known, name_of(self.function), run.steps, self._settings)
+                planned = plain_if_best(known, name_of(self.function), run.steps, self._settings)
             captured = capture(self.function, self.extra, model, x, sigmas, extra_args)
             system, batched, denoise = self._system(captured, model, x, sigmas, extra_args)
         except CaptureError as error:
@@ -325,8 +325,8 @@ class _Run:
             plan = solution.report.plan or solution.report.solver
             solution.report.plan = f"{plan}; no collocation, as {why}"
         _account(solution.report, run.started, probing)
-        if question is not None:
-            known.learn_outcome(question, solution.report, solution.report.seconds - probing)
+        if planned is not None:
+            known.learn_outcome(planned, solution.report, solution.report.seconds - probing)
         kept = solution.trajectory
         self._outcome.report = solution.report
         self._outcome.trajectory = None if kept is None else replace(kept, latent=latent)

@@ -300,9 +300,9 @@ def report_of(*calls):
 def test_late_calls_do_not_speak_against_a_plan():
     """As the first ones at a size are, while kernels are loaded."""
     known = known_of({1: 1.0, 2: 1.2, 4: 1.3})
-    question = plain_if_best(known, "euler", 50, DEFAULTS)
-    known.learn_outcome(question, report_of((4, 21.3), (4, 1.3), (4, 1.5)), 44.0)
-    assert known.outcomes["euler", question] == [pytest.approx(24.0)]
+    plan = plain_if_best(known, "euler", 50, DEFAULTS)
+    known.learn_outcome(plan, report_of((4, 21.3), (4, 1.3), (4, 1.5)), 44.0)
+    assert known.outcomes[plan] == [pytest.approx(24.0)]
 
 
 def test_a_plan_that_was_never_tried_must_promise_more():
@@ -310,22 +310,23 @@ def test_a_plan_that_was_never_tried_must_promise_more():
     with pytest.raises(NothingWins, match="predicted to take"):
         plain_if_best(known_of({1: 1.0, 2: 1.65}), "euler", 50, DEFAULTS)
     near = known_of({1: 1.0, 2: 1.45})
-    question = plain_if_best(near, "euler", 50, DEFAULTS)
-    assert question.total == 50
+    assert plain_if_best(near, "euler", 50, DEFAULTS) is not None
 
 
 @pytest.mark.parametrize(("took", "pays"), [([60.0, 30.0], True), ([60.0, 49.0], False), ([60.0], True)])
 def test_a_plan_is_judged_by_what_such_runs_took(took, pays):
     known = known_of({1: 1.0, 2: 1.2})
-    question = plain_if_best(known, "euler", 50, DEFAULTS)
+    plan = plain_if_best(known, "euler", 50, DEFAULTS)
     for seconds in took:
-        known.learn_outcome(question, report_of(), seconds)
+        known.learn_outcome(plan, report_of(), seconds)
     if pays:
-        assert plain_if_best(known, "euler", 50, DEFAULTS) == question
+        assert plain_if_best(known, "euler", 50, DEFAULTS) == plan
     else:
         with pytest.raises(NothingWins, match="known to take 49 s"):
             plain_if_best(known, "euler", 50, DEFAULTS)
-    assert plain_if_best(known, "ddim", 50, DEFAULTS) == question  # of another sampler nothing is said
+    assert plain_if_best(known, "ddim", 50, DEFAULTS) not in (plan, None)  # of another sampler nothing is said
+    known.calls[4] = [1.3] * 2  # nor of a wider window, once that is known
+    assert plain_if_best(known, "euler", 50, DEFAULTS) not in (plan, None)
 
 
 def test_outcomes_are_bounded_and_forgotten_with_the_machine():
