@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
+
+#: A state farther from the start's direction than this share of its size holds noise of the sampler's own.
+_STRAY = 1e-3
 
 
 @dataclass(frozen=True)
@@ -71,3 +75,14 @@ class System:
     def evaluations(self) -> int:
         """K, the model evaluations of the sequential sampler (``sequential_nfe``)."""
         return self.C.shape[1]
+
+    @cached_property
+    def noisy(self) -> bool:
+        """Whether the steps add noise of their own: else the states with every D at 0 are multiples of the start."""
+        start = self.S[0].flatten()
+        size = torch.linalg.vector_norm(start).clamp(min=1e-30)
+        way = start / size
+        states = [state.flatten() for state in self.S[1:]]
+        off = torch.stack([torch.linalg.vector_norm(torch.addcmul(x, way, -(x @ way))) for x in states])
+        allowed = _STRAY * torch.stack([torch.linalg.vector_norm(x) for x in states]).clamp(min=1e-3 * float(size))
+        return bool((off > allowed).any())

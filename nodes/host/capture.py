@@ -123,14 +123,6 @@ class _StandIn:
         return D
 
 
-@contextmanager
-def same_random_numbers(x: Tensor) -> Iterator[None]:
-    """Leave torch's generators as they were, so that the sampler draws what it would have drawn."""
-    devices = [x.device] if x.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        yield
-
-
 def random_numbers(x: Tensor) -> Callable[[], None]:
     """Where torch's generators stand now; the returned function puts them back there."""
     cpu = torch.get_rng_state()
@@ -142,6 +134,16 @@ def random_numbers(x: Tensor) -> Callable[[], None]:
             torch.cuda.set_rng_state(device, x.device)
 
     return put_back
+
+
+@contextmanager
+def same_random_numbers(x: Tensor) -> Iterator[None]:
+    """Leave torch's generators as they were, so that the sampler draws what it would have drawn."""
+    put_back = random_numbers(x)
+    try:
+        yield
+    finally:
+        put_back()
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 A run on a machine that nothing is known of begins as the host's own. Its first evaluations are timed, one or two with
 the same row twice, and it goes on as it is unless a parallel run is then predicted to be clearly faster: only in that
 case is the sampler read off and the run begun anew. So a run that is not worth solving in parallel costs a row or two
-more, no capture and no engine.
+more (up to four where the model may not keep rows apart), no capture and no engine.
 """
 
 from __future__ import annotations

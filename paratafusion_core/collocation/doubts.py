@@ -106,7 +106,8 @@ def doubt(
     abrupt = abruptness(seen.turns / scales.data_rms, scales.noise[rows[:-1]])
     unknown = len(rows) < 3  # nothing was foreseen that could have surprised
     few = unknown or own_db < (_POOR_IN_NOISE if noisy else _POOR)
-    if few if noisy else unknown or risk(own_db, signs.steepest[0], abrupt, signs.surprise) >= RISKY:
+    risky = few if noisy else unknown or risk(own_db, signs.steepest[0], abrupt, signs.surprise) >= RISKY
+    if risky:
         why = "its rows are too few" if few else "the model chose it abruptly, where small errors decide"
         said.append(
             f"this may be another picture than the sampler's own, as {why} (an estimated {found:.0f} dB): more rows, a "

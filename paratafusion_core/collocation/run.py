@@ -31,7 +31,6 @@ from .nodes import SLOPE, Ground, Nodes, missed, states, with_evaluated
 
 #: Told after each round: frozen rows, first row, residuals, the picture.
 Tell = Callable[[int, int, list[float], Tensor], Any]
-_STRAY = 1e-3
 #: What interpolation leaves out of the noise in D is weighed so many times at most: 8 for 2M SDE and its like on the
 #: schedules of the host (34 dB and more with 24 of 30 and 30 of 50 rows, but for one picture of 150), 32 to 38 for 3M
 #: SDE on ``normal`` (24 to 27 dB at an estimated 47), 4 at most on the others (37 dB and more).
@@ -51,13 +50,12 @@ def refusal(system: System, options: Options | None = None) -> str | None:
         return f"the run has {system.evaluations} evaluations, and at least 3 are needed"
     if (system.sigmas.diff() >= 0).any():
         return "its noise levels do not fall from evaluation to evaluation"
-    if not noisy(system):
+    if not system.noisy:
         return None
     why = "it adds noise of its own in every step"
     if _weighs_differences(system.C) > _DIFFERENCES:
         return f"{why}, and weighs differences of such pictures many times over"
-    counted = options is not None and options.rows is not None and options.target is None
-    if options is not None and counted and options.window in (1, "auto"):
+    if options is not None and options.rows is not None and options.target is None and options.window in (1, "auto"):
         return None
     return f"{why}, which solver collocation serves for a number of rows, at window 1, without a target"
 
@@ -66,17 +64,6 @@ def _weighs_differences(C: Tensor) -> float:
     """How much larger the weights of D in a state are than their sum, at most."""
     sums = C[1:].sum(1).abs().clamp(min=1e-30)
     return float((C[1:].abs().sum(1) / sums).max())
-
-
-def noisy(system: System) -> bool:
-    """Whether the steps of ``system`` add noise of their own."""
-    start = system.S[0].flatten()
-    size = torch.linalg.vector_norm(start).clamp(min=1e-30)
-    way = start / size
-    states = [state.flatten() for state in system.S[1:]]
-    off = torch.stack([torch.linalg.vector_norm(torch.addcmul(x, way, -(x @ way))) for x in states])
-    allowed = _STRAY * torch.stack([torch.linalg.vector_norm(x) for x in states]).clamp(min=1e-3 * float(size))
-    return bool((off > allowed).any())
 
 
 @dataclass(frozen=True)
@@ -207,7 +194,7 @@ def _ground(system: System, scales: Scales, before: Tensor | None) -> Ground:
     if before is not None:
         S = torch.addmm(S.flatten(1), send(system.C, S), before.flatten(1)).view_as(S)
     u = coordinate(scales.sigma, scales.alpha, scales.data_rms)
-    return Ground(S, system.C, u, SLOPE * scales.gaussian, scales.alpha, scales.data_rms, noisy(system))
+    return Ground(S, system.C, u, SLOPE * scales.gaussian, scales.alpha, scales.data_rms, system.noisy)
 
 
 def _check_finite(scales: Scales, rows: list[int], d: Tensor) -> None:
