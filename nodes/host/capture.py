@@ -126,12 +126,15 @@ class _StandIn:
 def random_numbers(x: Tensor) -> Callable[[], None]:
     """Where torch's generators stand now; the returned function puts them back there."""
     cpu = torch.get_rng_state()
-    device = torch.cuda.get_rng_state(x.device) if x.device.type == "cuda" else None
+    kind = x.device.type
+    backend: Any = None if kind == "cpu" else getattr(torch, kind, None)  # torch.cuda, torch.mps, torch.xpu ..
+    which = () if kind == "mps" else (x.device,)  # of which there is one
+    device = backend.get_rng_state(*which) if hasattr(backend, "get_rng_state") else None
 
     def put_back() -> None:
         torch.set_rng_state(cpu)
         if device is not None:
-            torch.cuda.set_rng_state(device, x.device)
+            backend.set_rng_state(device, *which)
 
     return put_back
 

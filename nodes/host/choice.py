@@ -16,9 +16,10 @@ import comfy.model_management
 from torch import Tensor
 
 from ...paratafusion_core import Report
-from ...paratafusion_core.plan import WORTH, Plan, Question, choose, fit, typical
+from ...paratafusion_core.plan import WORTH, Latency, Plan, Question, choose, fit, typical
 from .batched import BatchedModel
 from .capture import same_random_numbers
+from .guards import PROBED, PROBES
 from .latency import SURE, Known
 from .settings import Settings
 
@@ -53,11 +54,14 @@ class Leap(Exception):
     """A parallel run is predicted to be clearly faster than the rest of the plain sampler's."""
 
 
-def plain_if_best(known: Known, name: str, steps: int, settings: Settings) -> Hashable | None:
+def plain_if_best(known: Known, name: str, steps: int, settings: Settings, doubted: bool = False) -> Hashable | None:
     """Leave before the capture where what is known of the machine says that no parallel plan wins.
 
     Returns what tells the plan of a parallel run from others, None where the engine measures for itself: towards a
     target most machines gain, and its first evaluations serve every plan.
+
+    Args:
+        doubted: the model is not known to keep rows apart, so that a parallel run would begin with the probe.
 
     Raises:
         NothingWins: the host's own sampler is to run.
@@ -79,23 +83,32 @@ def plain_if_best(known: Known, name: str, steps: int, settings: Settings) -> Ha
             why = f"plain sampler, as measuring would cost more than it can win in fewer than {few} evaluations"
             raise NothingWins(why, known)
         raise NothingWins("plain sampler", known, question)
-    plan = choose(question, latency, engine=known.engine)
+    lost = _probing(latency, doubted and not known.apart)
+    plan = choose(question, latency, engine=known.engine, lost=lost)
     if plan.solver == "sequential":
         why = f"{plan}, as nothing is predicted to be faster: predicted {plan.plain:.3g} s"
         raise NothingWins(why, known)
     key = name, question, plan.solver, plan.window
-    _by_outcome(plan, known.outcomes.get(key, []), known)
+    _by_outcome(plan, known.outcomes.get(key, []), known, lost(plan.solver, plan.window))
     return key
 
 
-def _by_outcome(plan: Plan, took: list[float], known: Known) -> None:
+def _probing(latency: Latency, wanted: bool) -> Callable[[str, int], float]:
+    """Seconds that the probe adds to a plan."""
+    seconds = PROBES * latency(PROBED / PROBES) if wanted else 0.0
+    return lambda solver, window: 0.0 if solver == "sequential" or window == 1 else seconds
+
+
+def _by_outcome(plan: Plan, took: list[float], known: Known, lost: float = 0.0) -> None:
     """Hold a parallel plan against what runs by it ``took``, or, untried, against more than its prediction.
+
+    ``lost``: seconds of the probe, which the outcomes lack.
 
     Raises:
         NothingWins: it does not do.
     """
     tried = len(took) >= SURE
-    seconds, words = (typical(took), "known to take") if tried else (plan.seconds, "predicted to take")
+    seconds, words = (typical(took) + lost, "known to take") if tried else (plan.seconds, "predicted to take")
     if seconds >= (WORTH if tried else _UNTRIED) * plan.plain:
         why = f"plain sampler, as {plan} is {words} {seconds:.3g} s, too near to its {plan.plain:.3g} s"
         raise NothingWins(why, known)
@@ -195,7 +208,8 @@ class Look:
         """Whether a parallel run from the start is predicted to be clearly faster than the rest of this one."""
         latency = fit({1: one, 2: two})
         assert latency is not None
-        plan = choose(self._question, latency, engine=self._known.engine)
+        lost = _probing(latency, self._doubted and not self._known.apart)
+        plan = choose(self._question, latency, engine=self._known.engine, lost=lost)
         spent = sum(one if rows == 1 else two for rows in self.rows) + self._beside / 2 * two
         return plan.solver != "sequential" and plan.seconds + spent < _UNTRIED * plan.plain
 

@@ -21,8 +21,8 @@ from .batched import cond_lists, controls_of
 
 #: Rows that do not touch each other agree to this, relative to the largest value; rows that do are off by 3e-2 or more.
 INDEPENDENT_WITHIN = 1e-2
-#: Rows that the probe evaluates.
-PROBED = 10
+#: Rows that the probe evaluates, and in how many calls.
+PROBED, PROBES = 10, 5
 
 #: module (its last name) -> (functions, or any; why). Modules are the host's own node files and patches.
 _KNOWN: dict[str, tuple[tuple[str, ...], str]] = {
@@ -163,11 +163,13 @@ class Parts:
 
     Attributes:
         key: of what a call of the model goes through. alive: give the objects back while they live; where one has gone,
-            another may have taken its identity.
+            another may have taken its identity. kind: what they are by name, the same after a number was changed in
+            the graph, so that a call takes about as long; None where that is not known.
     """
 
     key: Hashable
     alive: tuple[Callable[[], Any], ...]
+    kind: Hashable = None
 
     @property
     def gone(self) -> bool:
@@ -180,12 +182,12 @@ def parts_of(model: Any, options: dict[str, Any]) -> Parts:
     guider = model.inner_model
     found = [*_callables([options, getattr(guider, "model_options", {})])]
     found += getattr(guider.model_patcher, "object_patches", {}).values()
-    ranges = []
+    ranges: list[tuple[float | None, ...]] = []
     for conds in cond_lists(guider).values():
         for cond in conds:
             bounds = (cond.get("timestep_start"), cond.get("timestep_end"))
             ranges.append(tuple(None if bound is None else float(bound) for bound in bounds))
-            found += controls_of(cond)
+            found += map(_network_of, controls_of(cond))
             # the host clones hooks for every run, with what they refer to
             found += [getattr(hook, "hook_ref", hook) for hook in getattr(cond.get("hooks"), "hooks", ())]
             found += cond.get("gligen", ())[1:2]
@@ -193,7 +195,21 @@ def parts_of(model: Any, options: dict[str, Any]) -> Parts:
     alive = tuple(_reference(own) for own in objects.values())
     # of an object that cannot be watched nobody can tell whether another has taken its place
     watched: Hashable = tuple(sorted(objects)) if None not in alive else object()
-    return Parts((type(guider), tuple(ranges), watched), tuple(own for own in alive if own is not None))
+    names = tuple(sorted(_name(own) for own in objects.values()))
+    rest = type(guider), tuple(ranges)
+    return Parts((*rest, watched), tuple(own for own in alive if own is not None), (*rest, names))
+
+
+def _network_of(control: Any) -> Any:
+    """What a ControlNet of the host evaluates, which the copies that are made for every prompt and strength share."""
+    if type(control).__module__ != "comfy.controlnet":
+        return control
+    return getattr(control, "control_model", None) or getattr(control, "t2i_model", None) or control
+
+
+def _name(own: Any) -> tuple[str, str]:
+    kind = own if hasattr(own, "__qualname__") else type(own)
+    return str(getattr(kind, "__module__", None)), kind.__qualname__
 
 
 def _objects(part: Any) -> tuple[Any, ...]:

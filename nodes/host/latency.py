@@ -6,7 +6,7 @@ from __future__ import annotations
 import weakref
 from collections import OrderedDict
 from collections.abc import Hashable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
@@ -39,6 +39,7 @@ class Known:
         beside: of a round, what is not the model's. evaluations: {sampler: of a step}.
         single: whether it refused two rows in a call. untimed: samplers whose evaluations could not be timed.
         outcomes: {plan: seconds of the last whole runs in parallel that were begun by it}.
+        akin: the same of kinds that differ in numbers only, as the strength of a LoRA.
     """
 
     model: weakref.ref[Any]
@@ -53,6 +54,29 @@ class Known:
     outcomes: dict[Hashable, list[float]] = field(default_factory=dict)
     single: bool = False
     untimed: set[str] = field(default_factory=set)
+    akin: Hashable = None
+
+    def holds(self, model: Any, residency: Hashable) -> bool:
+        """Whether this is of ``model``, with its weights where they are now."""
+        return self.model() is model and self.residency == residency
+
+    def after_a_nudge(self, parts: Parts) -> Known:
+        """What this foretells of a graph in which numbers were changed: few times, so that measured ones soon count.
+
+        What was found of rows and calls holds where the functions are the same, as weights do not mix pictures.
+        """
+        same = parts.key == self.parts.key and not self.parts.gone
+        return replace(
+            self,
+            parts=parts,
+            apart=list(self.apart) if same else [],
+            trouble=self.trouble if same else None,
+            calls={rows: calls[-SURE:] for rows, calls in self.calls.items()},
+            steps=self.steps[-1:],
+            evaluations=dict(self.evaluations),
+            outcomes={plan: list(took) for plan, took in self.outcomes.items()},
+            untimed=set(self.untimed),
+        )
 
     @property
     def seconds(self) -> dict[int, float]:
@@ -130,27 +154,34 @@ class Latencies:
         """What is known of runs from ``x`` with this guider's model and conds; forgotten where its weights have moved.
 
         Clones of a model share what is known as long as they carry the same patches, of the weights and ``parts``.
+        Where these are new, but of a kind that ran before, as after a LoRA's or a ControlNet's strength was changed, it
+        begins with what that run has measured.
         """
         patcher = guider.model_patcher
         conds = tuple(sorted((name, len(conds)) for name, conds in cond_lists(guider).items()))
-        key = (
-            id(patcher.model),
-            getattr(patcher, "patches_uuid", None),
-            parts.key,
-            tuple(x.shape),
-            x.dtype,
-            x.device,
-            conds,
-            getattr(guider, "cfg", None) == 1.0,
-        )
+        of_run = tuple(x.shape), x.dtype, x.device, conds, getattr(guider, "cfg", None) == 1.0
+        key = id(patcher.model), getattr(patcher, "patches_uuid", None), parts.key, of_run
+        akin = None if parts.kind is None else (_weights_of(patcher), parts.kind, of_run)
         residency = residency_of(patcher)
         known = self._known.pop(key, None)
-        if known is None or known.model() is not patcher.model or known.residency != residency or known.parts.gone:
-            known = Known(weakref.ref(patcher.model), residency, parts)
+        if known is None or not known.holds(patcher.model, residency) or known.parts.gone:
+            like = (old for old in reversed(self._known.values()) if akin is not None and old.akin == akin)
+            latest = next((old for old in like if old.holds(patcher.model, residency)), None)
+            if latest is None:
+                known = Known(weakref.ref(patcher.model), residency, parts, akin=akin)
+            else:
+                known = latest.after_a_nudge(parts)
         self._known[key] = known
         while len(self._known) > self._entries:
             self._known.popitem(last=False)
         return known
+
+
+def _weights_of(patcher: Any) -> Hashable:
+    """How the weights are patched, but for the numbers: which of them, how often, and by which kind of patch."""
+    patches, wrappers = (getattr(patcher, name, {}) for name in ("patches", "weight_wrapper_patches"))
+    kinds = ((key, tuple(type(patch[1]).__name__ for patch in some)) for key, some in patches.items())
+    return frozenset(kinds), frozenset((key, len(some)) for key, some in wrappers.items())
 
 
 def residency_of(patcher: Any) -> Hashable:

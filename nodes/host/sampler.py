@@ -282,7 +282,8 @@ class _Run:
         try:
             check_name(self.function)
             if self._settings.plans and self.warm is None and not self._outcome.want_trajectory:
-                planned = plain_if_best(known, name_of(self.function), run.steps, self._settings)
+                doubted = needs_probe(model, extra_args["model_options"])
+                planned = plain_if_best(known, name_of(self.function), run.steps, self._settings, doubted)
             captured = capture(self.function, self.extra, model, x, sigmas, extra_args)
             system, batched, denoise = self._system(captured, model, x, sigmas, extra_args)
         except CaptureError as error:

@@ -10,6 +10,8 @@ import importlib.util
 import os
 import shlex
 import sys
+import time
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -84,3 +86,33 @@ def ztsnr_model(flow_model):
     from tiny import as_prediction
 
     return as_prediction(flow_model, "v_prediction", zsnr=True)
+
+
+@pytest.fixture
+def fresh(monkeypatch):
+    """What is known of models, of this test's own."""
+    from paratafusion_pack.nodes.host import latency, sampler
+
+    cache = latency.Latencies()
+    monkeypatch.setattr(sampler, "KNOWN", cache)
+    return cache
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """Sets what a call of ``model`` for so many pictures takes, on a clock that its network alone moves."""
+    from paratafusion_pack.nodes.host.latency import Known
+
+    def takes(model, seconds):
+        network, now = model.model.diffusion_model, [0.0]
+        forward, known = network.forward, Known.machine
+
+        def ticking(x, *args, **kwargs):
+            now[0] += seconds(x.shape[0])
+            return forward(x, *args, **kwargs)
+
+        monkeypatch.setattr(network, "forward", ticking)
+        monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+        monkeypatch.setattr(Known, "machine", lambda self, most=None: replace(known(self, most), clock=lambda: now[0]))
+
+    return takes

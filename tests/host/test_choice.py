@@ -3,49 +3,20 @@
 from __future__ import annotations
 
 import gc
-import time
 import weakref
-from dataclasses import replace
 
 import comfy.samplers
 import pytest
 import torch
 from paratafusion_pack.nodes.host import sampler
 from paratafusion_pack.nodes.host.choice import NothingWins, plain_if_best
-from paratafusion_pack.nodes.host.latency import Known, Latencies
+from paratafusion_pack.nodes.host.latency import Known
 from paratafusion_pack.nodes.host.sampler import parallel
 from paratafusion_pack.nodes.host.settings import Outcome, Settings
 from paratafusion_pack.paratafusion_core import Report
 from tiny import conditioning, latent, relative, sample, sigmas_of
 
 DEFAULTS = Settings()
-
-
-@pytest.fixture
-def fresh(monkeypatch):
-    """A cache of this test's own."""
-    cache = Latencies()
-    monkeypatch.setattr(sampler, "KNOWN", cache)
-    return cache
-
-
-@pytest.fixture
-def machine(flow_model, monkeypatch):
-    """Sets what a call for so many pictures takes, on a clock that the network alone moves."""
-
-    def takes(seconds):
-        network, now = flow_model.model.diffusion_model, [0.0]
-        forward, known = network.forward, Known.machine
-
-        def ticking(x, *args, **kwargs):
-            now[0] += seconds(x.shape[0])
-            return forward(x, *args, **kwargs)
-
-        monkeypatch.setattr(network, "forward", ticking)
-        monkeypatch.setattr(time, "perf_counter", lambda: now[0])
-        monkeypatch.setattr(Known, "machine", lambda self, most=None: replace(known(self, most), clock=lambda: now[0]))
-
-    return takes
 
 
 def given(model):
@@ -77,7 +48,7 @@ def mixing(model):
 
 
 def test_a_first_run_is_timed_and_not_read_off(flow_model, fresh, machine, monkeypatch):
-    machine(full)
+    machine(flow_model, full)
     monkeypatch.setattr(sampler, "capture", lambda *_: pytest.fail("captured"))
     result, report = run(flow_model, 20)
     assert relative(result, theirs(flow_model, 20)) < 1e-5
@@ -94,7 +65,7 @@ def test_a_first_run_is_timed_and_not_read_off(flow_model, fresh, machine, monke
 def test_calls_that_are_late_at_first_are_outvoted(flow_model, fresh, machine):
     """The first two for one row take as long as two rows, which looks like a machine with room."""
     cold = [0.0, 0.1, 0.1]
-    machine(lambda pictures: 0.05 * pictures + (cold.pop() if cold else 0.0))
+    machine(flow_model, lambda pictures: 0.05 * pictures + (cold.pop() if cold else 0.0))
     run(flow_model, 20)
     (entry,) = fresh._known.values()
     assert sum(map(len, entry.calls.values())) == 9 and entry.seconds == {1: pytest.approx(0.1)}
@@ -104,7 +75,7 @@ def test_calls_that_are_late_at_first_are_outvoted(flow_model, fresh, machine):
 
 def test_a_short_run_is_not_left_and_the_next_one_is_parallel(flow_model, fresh, machine):
     """Where two rows cost no more than one they are looked at twice at once."""
-    machine(with_room)
+    machine(flow_model, with_room)
     _, report = run(flow_model, 20)
     assert report.solver == "sequential" and report.rows_per_round[:7] == [1, 1, 1, 1, 2, 2, 1]
     _, report = run(flow_model, 20)
@@ -113,7 +84,7 @@ def test_a_short_run_is_not_left_and_the_next_one_is_parallel(flow_model, fresh,
 
 @pytest.mark.parametrize("name", ["euler", "heun", "euler_ancestral", "dpmpp_2m_sde"])
 def test_a_long_run_leaves_it_on_a_machine_with_room(flow_model, fresh, machine, name):
-    machine(with_room)
+    machine(flow_model, with_room)
     torch.manual_seed(3)
     result, report = run(flow_model, 50, name)
     assert report.solver == "quasi-newton" and max(report.window_per_round) > 1
@@ -125,7 +96,7 @@ def test_a_long_run_leaves_it_on_a_machine_with_room(flow_model, fresh, machine,
 
 def test_the_timed_run_is_left_without_a_trace(flow_model, fresh, machine):
     """The parallel one is what it is on a machine that is known."""
-    machine(with_room)
+    machine(flow_model, with_room)
     first, _ = run(flow_model, 50, "euler_ancestral_cfg_pp")
     (entry,) = fresh._known.values()
     entry.calls, entry.steps = {1: [0.1] * 2, 2: [0.1] * 2}, []
@@ -146,7 +117,7 @@ def careless(model, x, sigmas, extra_args=None, callback=None, disable=None):
 
 
 def test_a_left_run_gives_back_what_it_wrote_into(flow_model, fresh, machine):
-    machine(with_room)
+    machine(flow_model, with_room)
     found = []
     for settings in (DEFAULTS, Settings(solver="sequential")):
         outcome, sigmas = Outcome(), sigmas_of(flow_model, "euler", 50)
@@ -161,7 +132,7 @@ def test_a_left_run_gives_back_what_it_wrote_into(flow_model, fresh, machine):
 
 def test_what_the_look_has_cost_counts_before_a_run_is_left(flow_model, fresh, machine):
     """Window 2 is predicted to take 0.80 of the plain sampler's time, 0.92 with the rows that were looked at."""
-    machine(lambda pictures: 0.1 if pictures == 2 else 0.145)
+    machine(flow_model, lambda pictures: 0.1 if pictures == 2 else 0.145)
     _, report = run(flow_model, 50)
     assert report.solver == "sequential"
     _, report = run(flow_model, 50)
@@ -170,7 +141,7 @@ def test_what_the_look_has_cost_counts_before_a_run_is_left(flow_model, fresh, m
 
 def test_two_rows_that_are_late_are_looked_at_again(flow_model, fresh, machine):
     late = [2.0]
-    machine(lambda pictures: 0.05 * pictures + (late.pop() if pictures == 4 and late else 0.0))
+    machine(flow_model, lambda pictures: 0.05 * pictures + (late.pop() if pictures == 4 and late else 0.0))
     _, report = run(flow_model, 20)
     assert report.rows_per_round[:7] == [1, 1, 1, 1, 2, 2, 1]
     (entry,) = fresh._known.values()
@@ -178,14 +149,14 @@ def test_two_rows_that_are_late_are_looked_at_again(flow_model, fresh, machine):
 
 
 def test_a_sampler_that_cannot_be_read_off_goes_on_as_it_is(flow_model, fresh, machine):
-    machine(with_room)
+    machine(flow_model, with_room)
     result, report = run(flow_model, 50, "dpm_adaptive")
     assert "cannot be made parallel" in report.fallback and report.probe_nfe == 0
     assert torch.equal(result, theirs(flow_model, 50, "dpm_adaptive"))
 
 
 def test_rows_that_were_looked_at_are_told_where_the_parallel_run_fails(flow_model, fresh, machine):
-    machine(with_room)
+    machine(flow_model, with_room)
     model = mixing(flow_model)
     result, report = run(model, 50)
     assert "influence each other" in report.fallback and report.probe_nfe == 10  # beside its own calls
@@ -194,7 +165,7 @@ def test_rows_that_were_looked_at_are_told_where_the_parallel_run_fails(flow_mod
 
 
 def test_a_patch_that_draws_random_numbers_draws_what_it_would_have_drawn(flow_model, fresh, machine):
-    machine(full)
+    machine(flow_model, full)
     model = flow_model.clone()
     model.set_model_sampler_post_cfg_function(lambda a: a["denoised"] + 0.01 * torch.randn_like(a["denoised"]))
     torch.manual_seed(6)
@@ -207,7 +178,7 @@ def test_a_patch_that_draws_random_numbers_draws_what_it_would_have_drawn(flow_m
 
 @pytest.mark.parametrize(("steps", "seconds"), [(20, full), (50, with_room)])
 def test_nothing_of_a_run_waits_for_the_garbage_collector(flow_model, fresh, machine, monkeypatch, steps, seconds):
-    machine(seconds)
+    machine(flow_model, seconds)
     guiders, make = [], comfy.samplers.KSamplerX0Inpaint.__init__
 
     def watched(self, model, sigmas):
@@ -228,7 +199,7 @@ def test_nothing_of_a_run_waits_for_the_garbage_collector(flow_model, fresh, mac
 @pytest.mark.parametrize("name", ["euler", "euler_cfg_pp"])
 def test_timing_two_rows_does_not_touch_the_picture(flow_model, fresh, machine, name):
     """Neither where pictures influence each other nor where the sampler keeps something of every call."""
-    machine(full)
+    machine(flow_model, full)
     model = mixing(flow_model) if name == "euler" else flow_model
     result, report = run(model, 20, name)
     assert torch.equal(result, theirs(model, 20, name))
@@ -274,7 +245,7 @@ def test_a_sampler_that_goes_around_the_wrapper_is_left_to_the_engine(flow_model
 
 def test_evaluations_are_counted_and_not_steps(flow_model, fresh, machine):
     """Heun's 12 steps are 23 evaluations, which is known from the second run on."""
-    machine(full)
+    machine(flow_model, full)
     assert "fewer than 20" in run(flow_model, 12, "heun")[1].plan
     assert "measured for the next run" in run(flow_model, 12, "heun")[1].plan
 
@@ -341,7 +312,7 @@ def test_outcomes_are_bounded_and_forgotten_with_the_machine():
 
 
 def test_a_run_that_was_planned_leaves_its_outcome(flow_model, fresh, machine):
-    machine(with_room)
+    machine(flow_model, with_room)
     run(flow_model, 50)
     (entry,) = fresh._known.values()
     before = sum(map(len, entry.outcomes.values()))

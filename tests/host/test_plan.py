@@ -40,14 +40,6 @@ def run(model, settings=Settings(), name="euler", want_trajectory=False, **asked
     return result, outcome.report, outcome
 
 
-@pytest.fixture
-def fresh(monkeypatch):
-    """A cache of this test's own."""
-    cache = Latencies()
-    monkeypatch.setattr(sampler, "KNOWN", cache)
-    return cache
-
-
 def known(cache, model, seconds):
     """Make ``cache`` believe ``seconds`` of every run seen so far."""
     assert len(cache) > 0

@@ -1,0 +1,145 @@
+"""A graph in which a number was changed, as artists do all day: it begins with what was measured before the change."""
+
+from __future__ import annotations
+
+import comfy.samplers
+import pytest
+import torch
+from paratafusion_pack.nodes.host import sampler
+from paratafusion_pack.nodes.host.guards import PROBED
+from paratafusion_pack.nodes.host.sampler import parallel
+from paratafusion_pack.nodes.host.settings import Outcome, Settings
+from test_mixed import control_net, unet_conds
+from tiny import conditioning, latent, load, sample, sigmas_of
+
+WEIGHT = "diffusion_model.joint_blocks.0.x_block.attn.proj.weight"
+
+
+def run(model, steps=20, settings=Settings(), **conds):
+    outcome = Outcome()
+    inner = parallel(comfy.samplers.sampler_object("euler"), settings, outcome)
+    given = conds or {"positive": conditioning(1), "negative": conditioning(2)}
+    sample(model, inner, sigmas_of(model, "euler", steps), latent_image=latent(model), **given)
+    return outcome.report
+
+
+def with_room(pictures):
+    return 0.1
+
+
+def full(pictures):
+    return 0.1 * pictures
+
+
+def with_lora(model, strength, names=(WEIGHT,)):
+    """As a LoRA loader leaves it."""
+    clone = model.clone()
+    shapes = {name: model.model.state_dict()[name].shape for name in names}
+    clone.add_patches({name: ("diff", (torch.ones(shape) * 1e-3,)) for name, shape in shapes.items()}, strength)
+    return clone
+
+
+def with_patch(model, scale, mixing=0.0):
+    """As a node with a number leaves it: a function made anew."""
+    clone = model.clone()
+
+    def rescaled(args):
+        D = args["denoised"]
+        return D * scale - mixing * D.mean(0, keepdim=True)
+
+    clone.set_model_sampler_post_cfg_function(rescaled)
+    return clone
+
+
+def test_another_strength_of_a_lora_is_planned_at_once(flow_model, fresh, machine):
+    machine(flow_model, with_room)
+    assert run(with_lora(flow_model, 0.5)).solver == "sequential"
+    for strength in (0.6, 0.7, 0.8):
+        report = run(with_lora(flow_model, strength))
+        assert report.solver == "quasi-newton" and report.rounds < 0.8 * 20 and report.probe_nfe == 0
+    assert len(fresh) == 4
+
+
+def test_other_patched_weights_are_measured_anew(flow_model, fresh, machine):
+    other = WEIGHT.replace("blocks.0", "blocks.1")
+    machine(flow_model, with_room)
+    run(with_lora(flow_model, 0.5))
+    assert run(flow_model).solver == "sequential"
+    assert run(with_lora(flow_model, 0.5, (WEIGHT, other))).solver == "sequential"
+    assert run(with_lora(with_lora(flow_model, 0.5), 0.2)).solver == "sequential"
+
+
+def test_a_patch_with_another_number_is_probed_again(flow_model, fresh, machine):
+    machine(flow_model, with_room)
+    assert run(with_patch(flow_model, 1.0), 50).solver == "quasi-newton"
+    report = run(with_patch(flow_model, 0.99), 50)
+    assert report.solver == "quasi-newton" and report.probe_nfe == PROBED
+    assert "influence each other" in run(with_patch(flow_model, 1.0, mixing=0.2), 50).fallback
+
+
+def test_trouble_is_found_again_with_another_number(flow_model, fresh, machine):
+    """A number may be what mixed the pictures."""
+    machine(flow_model, with_room)
+    settings = Settings(window=4)
+    assert "influence each other" in run(with_patch(flow_model, 1.0, mixing=0.2), settings=settings).fallback
+    assert run(with_patch(flow_model, 1.0), settings=settings).fallback is None
+
+
+def test_what_was_probed_holds_for_other_weights(flow_model, fresh, monkeypatch):
+    settings = Settings(window=4)
+    model = with_patch(flow_model, 1.0)
+    found = [run(with_lora(model, strength), settings=settings).probe_nfe for strength in (0.5, 0.6)]
+    assert found == [PROBED, 0]
+    mixed = with_patch(flow_model, 1.0, mixing=0.2)
+    assert "influence each other" in run(with_lora(mixed, 0.5), settings=settings).fallback
+    monkeypatch.setattr(sampler, "probe", lambda *_: pytest.fail("probed again"))
+    assert "influence each other" in run(with_lora(mixed, 0.6), settings=settings).fallback
+
+
+def test_the_probe_counts_before_a_short_run_is_parallel(flow_model, fresh, machine):
+    """Its calls would take a quarter of 20 evaluations, and of 50 a tenth."""
+    machine(flow_model, lambda pictures: 0.1 + 0.01 * pictures)
+    run(with_patch(flow_model, 1.0))
+    costly = run(with_patch(flow_model, 0.99))
+    assert costly.solver == "sequential" and costly.fallback is None
+    assert run(with_patch(flow_model, 0.99), 50).solver == "quasi-newton"
+
+
+def test_numbers_measured_after_the_change_soon_count(flow_model, fresh, machine):
+    """A patch may take more time with another number."""
+    machine(flow_model, with_room)
+    run(with_lora(flow_model, 0.5))
+    assert run(with_lora(flow_model, 0.6)).solver == "quasi-newton"
+    machine(flow_model, full)
+    found = [run(with_lora(flow_model, 0.6)).solver for _ in range(4)]
+    assert found[-1] == "sequential"
+
+
+@pytest.fixture(scope="module")
+def unet():
+    return load("sd15")
+
+
+def test_copies_of_a_control_net_are_one(unet, fresh):
+    """Every new prompt, strength or picture makes a copy of it."""
+    net = control_net(unet, 1)
+    found = []
+    for strength in (0.8, 0.5):
+        copied = net.copy().set_cond_hint(torch.rand(1, 3, 64, 64), strength, (0.2, 0.7))
+        conds = {
+            name: [[cross, {**more, "control": copied, "control_apply_to_uncond": False}] for cross, more in cond]
+            for name, cond in unet_conds().items()
+        }
+        found.append(run(unet, settings=Settings(window=4), **conds).probe_nfe)
+    assert found == [PROBED, 0] and len(fresh) == 1
+
+
+def test_runs_after_a_change_leave_what_was_known_before_it(flow_model, fresh, machine):
+    machine(flow_model, with_room)
+    first = with_lora(flow_model, 0.5)
+    run(first)
+    (before,) = fresh._known.values()
+    told = repr(before)
+    for _ in range(3):
+        run(with_lora(flow_model, 0.6))
+    assert repr(before) == told
