@@ -122,7 +122,9 @@ class LoadTrajectory(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, file: str) -> bool | str:
+    def validate_inputs(cls, file: str | None = None) -> bool | str:
+        if file is None:  # it is linked, and known only when the node runs
+            return True
         try:
             path = _resolved(file)
         except ValueError as error:
@@ -130,7 +132,9 @@ class LoadTrajectory(io.ComfyNode):
         return True if path.is_file() else f"file is {file!r}, which is not in the input or output folder"
 
     @classmethod
-    def fingerprint_inputs(cls, file: str) -> Any:
+    def fingerprint_inputs(cls, file: str | None = None) -> Any:
+        if file is None:
+            return None
         stat = _resolved(file).stat()
         return [stat.st_mtime_ns, stat.st_size]
 

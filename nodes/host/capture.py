@@ -16,6 +16,8 @@ import comfy.model_management
 import torch
 from torch import Tensor
 
+from .batched import is_oom
+
 SamplerFunction = Callable[..., Tensor]
 #: ``(evaluation, x) -> (D, u)``, what the stand-in answers.
 Answer = Callable[[int, Tensor], tuple[Tensor, Tensor]]
@@ -31,6 +33,8 @@ _REFUSED = {
 #: float32 cancels where sigma_down is the small difference of two large numbers: 0.15 % after a zero terminal SNR's
 #: first level of 4518, on some processors.
 _LEVELS_WITHIN, _LEVELS_ROUNDED = 1e-6, 1e-2
+#: Sizes of the outputs by which linearity is tried: what clamps them leaves small ones as they are.
+_SIZES = (1.0, 100.0)
 #: Largest deviation from linearity, relative to the largest coefficient.
 _AFFINE_WITHIN = {torch.float64: 1e-9, torch.float32: 1e-3}
 
@@ -221,10 +225,12 @@ def _coefficients(recipe: _Recipe, levels: list[float], sigmas: Tensor, like: Te
     still = response(_zeros)
     weights = response(_weighted(torch.ones(2 * count, dtype=dtype))) - still
     scale = max(float(weights.abs().max()), 1.0)
-    amplitudes = torch.randn(2 * count, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    bent = response(_weighted(amplitudes.to(dtype))) - still - weights * amplitudes.to(dtype).double()
-    if not weights.isfinite().all() or not float(bent.abs().max()) <= _AFFINE_WITHIN[dtype] * scale * 10:
-        raise CaptureError("its steps are no fixed combination of the model's outputs")
+    random = torch.randn(2 * count, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    for size in _SIZES:
+        amplitudes = (size * random).to(dtype)
+        bent = response(_weighted(amplitudes)) - still - weights * amplitudes.double()
+        if not weights.isfinite().all() or not float(bent.abs().max()) <= _AFFINE_WITHIN[dtype] * scale * 10 * size:
+            raise CaptureError("its steps are no fixed combination of the model's outputs")
     return weights
 
 
@@ -263,6 +269,7 @@ def capture(
 
     Raises:
         CaptureError: the sampler cannot be written as a system.
+        Exception: memory has run out.
     """
     check_name(function)
     recipe = _Recipe(function, settings, model, extra_args, limit=8 * len(sigmas) + 64)
@@ -271,6 +278,8 @@ def capture(
     except (CaptureError, comfy.model_management.InterruptProcessingException):
         raise
     except Exception as error:  # another pack's sampler may fail on the stand-in in any way at all
+        if is_oom(error):
+            raise
         raise CaptureError(f"it could not be read off ({type(error).__name__}: {error})") from error
 
 

@@ -3,7 +3,8 @@
 A run on a machine that nothing is known of begins as the host's own. Its first evaluations are timed, one or two with
 the same row twice, and it goes on as it is unless a parallel run is then predicted to be clearly faster: only in that
 case is the sampler read off and the run begun anew. So a run that is not worth solving in parallel costs a row or two
-more (up to four where the model may not keep rows apart), no capture and no engine.
+more, no capture and no engine. A model that may not keep rows or calls apart goes on to the end in any case, and only
+then evaluates two rows (up to four in all): a step cache or a momentum would take them for steps of the run.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from ...paratafusion_core import Report
 from ...paratafusion_core.plan import WORTH, Latency, Plan, Question, choose, fit, typical
-from .batched import BatchedModel
+from .batched import BatchedModel, is_oom
 from .capture import same_random_numbers
 from .guards import PROBED, PROBES
 from .latency import SURE, Known
@@ -119,7 +120,7 @@ class Look:
 
     Args:
         choice: its ``known`` takes up the times, of its ``question``. model, x, extra_args: of the run. doubted: the
-            model is not known to keep rows apart, so that two rows are evaluated beside the sampler's own call.
+            model is not known to keep rows and calls apart, so that two rows wait for :meth:`finish`.
 
     Attributes:
         rows: of each call so far. evaluated: their sum.
@@ -131,6 +132,8 @@ class Look:
         self._options = extra_args.get("model_options")
         self._batched = BatchedModel(model, dict(extra_args), x.shape[0])
         self._over, self._singles, self._pairs, self._beside = False, 0, 0, 0
+        self._last: tuple[Tensor, Tensor] | None = None
+        self._refused = False
         self.rows: list[int] = []
 
     @property
@@ -144,21 +147,36 @@ class Look:
             Leap: the rest of the run is to be left. Exception: whatever the model raises.
         """
         self.rows.append(1)
-        if self._over or len(self._known.calls.get(1, ())) < _FIRST:
+        if self._doubted:
+            self._last = x, sigma
+        if self._doubted or self._over or len(self._known.calls.get(1, ())) < _FIRST:
             return self._one(evaluate, x)
         float(x.flatten()[0])  # waits for the device
+        D = self._two(x, sigma)
         # a sampler's own post-CFG function expects the pictures of one level
-        apart = self._doubted or given.get("model_options") is not self._options
-        first = self._two(x, sigma)
-        if first is None:
-            return evaluate()
-        if apart:
-            self._beside += 2
-            first = evaluate()
+        apart = given.get("model_options") is not self._options
+        if D is None or apart:
+            self._beside += 0 if D is None else 2
+            D = evaluate()
         else:
             self.rows[-1] = 2
+        self._known.single |= self._refused  # it takes one
         self._decide()
-        return first
+        return D
+
+    def finish(self) -> None:
+        """After the sampler's last call: the times of two rows that waited for it.
+
+        Raises:
+            InterruptProcessingException: the user has cancelled.
+        """
+        if self._last is None:
+            return
+        while not self._over and self._two(*self._last) is not None:
+            self._beside += 2
+            self._decide()
+        self._known.single |= self._refused
+        self._last = None
 
     def _one(self, evaluate: Callable[[], Tensor], x: Tensor) -> Tensor:
         """What ``evaluate`` returns, timed if it is one of the first."""
@@ -173,7 +191,7 @@ class Look:
         return D
 
     def _two(self, x: Tensor, sigma: Tensor) -> Tensor | None:
-        """The model at ``x``, from a call with the same row twice; None where it takes one row only."""
+        """The model at ``x``, from a call with the same row twice; None where that fails."""
         self._pairs += 1
         began = time.perf_counter()
         try:
@@ -181,8 +199,8 @@ class Look:
                 D = self._batched(x[None].expand(2, *x.shape).contiguous(), sigma.flatten()[:1].expand(2))[0]
         except comfy.model_management.InterruptProcessingException:
             raise
-        except Exception:  # a model may refuse several rows in any way; its own call shows whether that is at fault
-            self._over = self._known.single = True
+        except Exception as error:  # a model may refuse several rows in any way
+            self._over, self._refused = True, not is_oom(error)
             return None
         float(D.flatten()[0])
         self._known.learn_call(2, time.perf_counter() - began)
@@ -194,6 +212,8 @@ class Look:
         Raises:
             Leap: leave it.
         """
+        if self._over:
+            return
         one, two = (typical(self._known.calls[rows]) for rows in (1, 2))
         sure, late = len(self._known.calls[2]) >= SURE, two > _LATE * 2 * one
         extra = max(two - (0.0 if self._beside else one), 0.0)
@@ -201,15 +221,14 @@ class Look:
         if not sure and self._pairs < _PAIRS and (late or affordable):
             return
         self._over = True
-        if sure and self._question.total >= _LONG and self._wins(one, two):
+        if sure and not self._doubted and self._question.total >= _LONG and self._wins(one, two):
             raise Leap
 
     def _wins(self, one: float, two: float) -> bool:
         """Whether a parallel run from the start is predicted to be clearly faster than the rest of this one."""
         latency = fit({1: one, 2: two})
         assert latency is not None
-        lost = _probing(latency, self._doubted and not self._known.apart)
-        plan = choose(self._question, latency, engine=self._known.engine, lost=lost)
+        plan = choose(self._question, latency, engine=self._known.engine)
         spent = sum(one if rows == 1 else two for rows in self.rows) + self._beside / 2 * two
         return plan.solver != "sequential" and plan.seconds + spent < _UNTRIED * plan.plain
 

@@ -21,8 +21,11 @@ from .batched import cond_lists, controls_of
 
 #: Rows that do not touch each other agree to this, relative to the largest value; rows that do are off by 3e-2 or more.
 INDEPENDENT_WITHIN = 1e-2
-#: Rows that the probe evaluates, and in how many calls.
-PROBED, PROBES = 10, 5
+#: Noise levels that the probe tries, if there are as many. Each is first in a call once, so that what acts in a band of
+#: a quarter of the evaluations, by the first level of a batch, is seen.
+_TRIED = 5
+#: Rows that it evaluates then, and in how many calls.
+PROBED, PROBES = 2 * _TRIED + 4, _TRIED + 2
 
 #: module (its last name) -> (functions, or any; why). Modules are the host's own node files and patches.
 _KNOWN: dict[str, tuple[tuple[str, ...], str]] = {
@@ -114,6 +117,8 @@ def _cond_trouble(guider: Any, batch: int) -> str | None:
                 count = hint.shape[0] if torch.is_tensor(hint) and hint.ndim >= 3 else 1
                 if count > 1 and batch % count:
                     return f"a ControlNet has {count} images for a batch of {batch}"
+                if count > 1 and hasattr(control, "control_input"):
+                    return "a T2I-Adapter with several images keeps what its first call has made of them"
     return None
 
 
@@ -154,7 +159,9 @@ def needs_probe(model: Any, options: dict[str, Any]) -> bool:
         k in cond for conds in cond_lists(guider).values() for cond in conds for k in ("hooks", "control", "gligen")
     )
     patched = any(True for _ in _callables([options, getattr(guider, "model_options", {})]))
-    return not plain_network or type(guider).__name__ not in _PLAIN_GUIDERS or bool(replaced) or extras or patched
+    injected = bool(getattr(guider.model_patcher, "injections", None))
+    plain_guider = type(guider).__name__ in _PLAIN_GUIDERS
+    return not plain_network or not plain_guider or bool(replaced) or extras or patched or injected
 
 
 @dataclass(frozen=True)
@@ -182,6 +189,8 @@ def parts_of(model: Any, options: dict[str, Any]) -> Parts:
     guider = model.inner_model
     found = [*_callables([options, getattr(guider, "model_options", {})])]
     found += getattr(guider.model_patcher, "object_patches", {}).values()
+    for injections in getattr(guider.model_patcher, "injections", {}).values():
+        found += injections
     ranges: list[tuple[float | None, ...]] = []
     for conds in cond_lists(guider).values():
         for cond in conds:
@@ -228,37 +237,44 @@ def probe(denoise: Callable[[Tensor, Tensor], Tensor], x: Tensor, sigmas: Tensor
     """What speaks against evaluating several levels in one batch, or None.
 
     That is where a row's result depends on the other rows of its batch, on its place in it or on their noise levels, or
-    a call on the one before. Five calls of equal shape. The real first state stands once in front, beside a middle
-    noise level, and once behind the last one; a state of the middle level stands once beside the first level, the
-    largest, and once beside the last: a model that takes one level for all, its first row's or the largest, answers
-    differently. The last of these calls is made again from states nearby, once right behind it and once behind a
-    distant one: a step cache answers the first from what it has. What keeps rows and calls apart agrees.
+    a call on the one before. States of up to ``_TRIED`` levels, the real first one and others, form a ring: each stands
+    in front of the next in a call of two, and behind the one before. A model that mixes them, or takes one level for
+    all, its first row's or the largest, answers differently. Another call is made twice, once right behind one of
+    states nearby and once behind a distant one: a step cache answers the first from what it has. What keeps rows and
+    calls apart agrees.
 
     Args:
         denoise: the batched model call.
         x: a noisy state ``[B, ...]`` of the first level.
-        sigmas: ``[K]`` noise levels of evaluations that may share a call, falling.
+        sigmas: ``[K]`` noise levels, two or more, of evaluations that may share a call, falling.
 
     Raises:
         NotFinite: the model is not, and nothing can be told.
     """
-    first, middle, last = sigmas[0], sigmas[len(sigmas) // 2], sigmas[-1]
+    count = min(len(sigmas), _TRIED)
+    levels = sigmas[[round(i * (len(sigmas) - 1) / (count - 1)) for i in range(count)]]
     noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(1)).to(x)
-    halfway, late = 0.5 * x + 0.1 * noise, 0.1 * x + 0.2 * noise
-    early = torch.stack([x, halfway]), torch.stack([first, middle])
-    states, levels = torch.stack([late, halfway]), torch.stack([last, middle])
-    nearby = states + 0.08 * states.roll(1, -1)
-    beside = denoise(states, levels)[1]
-    soon = denoise(nearby, levels)
-    here, between = denoise(*early)
-    later = denoise(nearby, levels)
-    there = denoise(torch.stack([late, x]), torch.stack([last, first]))[1]
-    if not all(bool(D.isfinite().all()) for D in (here, there, between, beside, soon, later)):
+    share = torch.linspace(0, 1, count).tolist()
+    states = [(1 - 0.9 * part) * x + 0.2 * part * noise for part in share]
+
+    def pair(place: int) -> tuple[Tensor, Tensor]:
+        both = [place, (place + 1) % count]
+        return torch.stack([states[i] for i in both]), levels[both]
+
+    late, distant, *others = [count - 2, *(i for i in range(count) if i != count - 2)]
+    x_late, at = pair(late)
+    nearby = x_late + 0.08 * x_late.roll(1, -1)
+    ring = {late: denoise(x_late, at)}
+    soon = denoise(nearby, at)
+    ring[distant] = denoise(*pair(distant))
+    later = denoise(nearby, at)
+    ring |= {place: denoise(*pair(place)) for place in others}
+    if not all(bool(D.isfinite().all()) for D in (*ring.values(), soon, later)):
         raise NotFinite("the model returned NaN or infinity in the probe; finite values are allowed")
-    if _differ(here, there) or _differ(between, beside):
-        return "the pictures of a batch influence each other in this model or one of its patches"
     if _differ(soon, later):
         return "this model or one of its patches remembers the call before, or draws random numbers"
+    if any(_differ(ring[place][0], ring[place - 1 if place else count - 1][1]) for place in range(count)):
+        return "the pictures of a batch influence each other in this model or one of its patches"
     return None
 
 

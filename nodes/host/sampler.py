@@ -57,7 +57,7 @@ def parallel(inner: Any, settings: Settings, outcome: Outcome, warm: Trajectory 
             raise ValueError(f"{name} is a {type(value).__name__}; the output of {node} is allowed")
     if not hasattr(inner, "sample"):
         raise ValueError(f"sampler is a {type(inner).__name__}; a SAMPLER is allowed")
-    own = type(inner).sample is not comfy.samplers.KSAMPLER.sample
+    own = type(inner).sample is not comfy.samplers.KSAMPLER.sample or "sample" in vars(inner)
     if own or not hasattr(inner, "sampler_function"):
         return Unwrapped(inner, outcome)
     function, extra = inner.sampler_function, dict(inner.extra_options)
@@ -130,20 +130,24 @@ def _of_this(warm: Trajectory | None, problem: str | None) -> tuple[Trajectory |
     return replace(warm, part=None), "; the sketch was of another prompt, model, seed or setting"
 
 
-class _Furthest:
-    """A denoiser that remembers the denoised picture at the lowest noise level so far."""
+class _LastStep:
+    """A denoiser that remembers what the host shows at the end: D of the last step's first evaluation.
 
-    def __init__(self, denoise: Denoise, batched: BatchedModel) -> None:
-        self._denoise, self._batched = denoise, batched
-        self._level = float("inf")
+    Until that is evaluated it is D of the row whose noise ``level`` is nearest to it.
+    """
+
+    def __init__(self, denoise: Denoise, batched: BatchedModel, level: float) -> None:
+        self._denoise, self._batched, self._level = denoise, batched, level
+        self._off = float("inf")
         self.picture: Tensor | None = None
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
         result = self._denoise(x, sigma)
-        levels = sigma.tolist()
-        lowest = min(range(len(levels)), key=levels.__getitem__)
-        if levels[lowest] <= self._level and self._batched.output is not None:
-            self._level, self.picture = levels[lowest], self._batched.output[lowest]
+        off = [abs(level - self._level) for level in sigma.tolist()]
+        # the last of several: where a step ends at this level, another evaluation there begins the next one
+        nearest = min(reversed(range(len(off))), key=off.__getitem__)
+        if off[nearest] <= self._off and self._batched.output is not None:
+            self._off, self.picture = off[nearest], self._batched.output[nearest]
         return result
 
 
@@ -253,6 +257,8 @@ class _Run:
             disable=run.disable,
             **self.extra,
         )
+        if look is not None:
+            look.finish()
         if reason is not None:
             fallback(self._outcome, name, steps, evaluations(), self._settings, reason, run.started)
             return result
@@ -300,7 +306,8 @@ class _Run:
         cold = _cold_reason(self.warm, x, latent)
         warm, foreign = _of_this(self.warm, self._outcome.problem)
         # where noise is left over, the denoised picture is what an artist can look at
-        shown = None if float(captured.schedule[-1]) < 1e-2 else _Furthest(denoise, batched)
+        left = float(captured.schedule[-1]) >= 1e-2
+        shown = _LastStep(denoise, batched, float(captured.schedule[-2])) if left else None
         run.live.begin(known.seconds.get(1))
         try:
             with tqdm(total=run.steps, disable=run.disable) as bar:
@@ -356,11 +363,12 @@ class _Run:
         sampling = model.inner_model.inner_model.model_sampling
         flow = isinstance(sampling, comfy.model_sampling.CONST) and float(captured.sigmas.max()) <= 1.0
         rms = getattr(sampling, "data_rms", None) or getattr(sampling, "sigma_data", None) or 1.0
-        cfg = getattr(model.inner_model, "cfg", None)
-        return self._settings.options(flow, float(rms), refusal=refusal, cfg=None if cfg is None else float(cfg))
+        scales = [getattr(model.inner_model, name, None) for name in ("cfg", "cfg1", "cfg2")]  # of two prompts, too
+        cfg = max((float(scale) for scale in scales if scale is not None), default=None)
+        return self._settings.options(flow, float(rms), refusal=refusal, cfg=cfg)
 
     @staticmethod
-    def _telling(run: _Given, tolerance: float, shown: _Furthest | None, bar: Any) -> Callable[[Progress], None]:
+    def _telling(run: _Given, tolerance: float, shown: _LastStep | None, bar: Any) -> Callable[[Progress], None]:
         """Each round for the live widget, for ``bar``, which shows it where the host's samplers do, and for the host's
         callback, which draws the progress bar and the picture."""
         steps, callback, sigmas = run.steps, run.callback, run.sigmas

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import comfy.model_management
+import comfy.sample
 import comfy.samplers
 import pytest
 import torch
+from comfy_extras import nodes_custom_sampler
 from paratafusion_pack.nodes.demo import DemoModel, DemoPrompt
 from paratafusion_pack.nodes.host import sampler, sampling
 from paratafusion_pack.nodes.host.latency import Known, Latencies
@@ -129,6 +131,18 @@ def test_warm_starts(demo):
     warm, report = draw(demo[0], settings, cfg=4.3, warm=first.trajectory)
     assert report.warm == "same noise levels"
     assert fidelity(warm, reference, 2.0).psnr_db > fidelity(cold, reference, 2.0).psnr_db
+
+
+def test_rows_follow_the_guidance_of_two_prompts(flow_model):
+    """That guider leaves ``cfg`` as it is and has two of its own."""
+    guider = nodes_custom_sampler.Guider_DualCFG(flow_model)
+    guider.set_conds(conditioning(1), conditioning(4), conditioning(2))
+    guider.set_cfg(8.0, 8.0)
+    outcome, empty = Outcome(), latent(flow_model)
+    inner = parallel(comfy.samplers.sampler_object("euler"), COLLOCATION, outcome)
+    sigmas = sigmas_of(flow_model, "euler", 50)
+    guider.sample(comfy.sample.prepare_noise(empty, 3), empty, inner, sigmas, disable_pbar=True, seed=3)
+    assert outcome.report.nfe == 22
 
 
 def test_a_preview_and_its_callbacks(flow_model):

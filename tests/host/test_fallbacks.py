@@ -7,11 +7,14 @@ import itertools
 import logging
 from typing import Any
 
+import comfy.controlnet
 import comfy.hooks
+import comfy.model_management
 import comfy.samplers
 import pytest
 import tiny
 import torch
+from comfy.patcher_extension import PatcherInjection
 from paratafusion_pack.nodes.host.capture import CaptureError, capture
 from paratafusion_pack.nodes.host.guards import probe
 from paratafusion_pack.nodes.host.sampler import parallel
@@ -144,11 +147,13 @@ def euler_with(step: Any) -> Any:
     ("step", "reason"),
     [
         (lambda model, D, x, i: D.clamp(-1, 1), "no fixed combination"),
+        (lambda model, D, x, i: D.clamp(-4, 4), "no fixed combination"),
+        (lambda model, D, x, i: D.clamp(-20, 20) if i == 3 else D, "no fixed combination"),
         (lambda model, D, x, i: D / D.std().clamp(min=0.1), "no fixed combination"),
         (lambda model, D, x, i: D + 0 * model.inner_model(x, x.new_ones(len(x))), "could not be read off"),
         (lambda model, D, x, i: D + 0 * model.inner_model.predict_noise(x, x.new_ones(len(x))), "predict_noise"),
     ],
-    ids=["clamp", "rescale", "guider", "predict_noise"],
+    ids=["clamp", "clamp at 4", "clamp once", "rescale", "guider", "predict_noise"],
 )
 def test_samplers_of_other_packs_that_are_not_affine(flow_model, caplog, step, reason):
     falls_back(flow_model, euler_with(step), caplog, reason)
@@ -201,6 +206,68 @@ def test_an_unknown_patch_that_reads_the_largest_level_is_found_by_the_probe(flo
     model = flow_model.clone()
     model.set_model_sampler_post_cfg_function(lambda a: a["denoised"] * (1 - 0.2 * float(a["sigma"].max())))
     falls_back(model, "euler", caplog, "influence each other")
+
+
+@pytest.mark.parametrize("band", [(0.15, 0.45), (0.55, 0.8), (0.2, 0.45), (0.0, 0.8), (0.7, 1.0)])
+def test_an_unknown_patch_that_acts_on_a_part_of_the_schedule_is_found_by_the_probe(flow_model, caplog, band):
+    """And reads where it is off the first level of a batch, as such patches do."""
+    model, sampling = flow_model.clone(), flow_model.get_model_object("model_sampling")
+    high, low = (sampling.percent_to_sigma(percent) for percent in band)
+    model.set_model_sampler_post_cfg_function(
+        lambda a: a["denoised"] * (1.5 if low <= float(a["sigma"][0]) <= high else 1.0)
+    )
+    falls_back(model, "euler", caplog, "influence each other", steps=20)
+
+
+def test_code_injected_into_the_network_is_probed(flow_model, caplog):
+    model, network = flow_model.clone(), flow_model.model.diffusion_model
+
+    def inject(_: Any) -> None:
+        forward = type(network).forward
+        network.forward = lambda *args, **more: (lambda D: D + 0.3 * D.mean(0, keepdim=True))(
+            forward(network, *args, **more)
+        )
+
+    def eject(_: Any) -> None:
+        del network.forward
+
+    model.set_injections("mixing", [PatcherInjection(inject=inject, eject=eject)])
+    falls_back(model, "euler", caplog, "influence each other")
+
+
+def test_a_t2i_adapter_with_several_images(unet, caplog):
+    """It keeps what it has made of them in a run's first call."""
+
+    class Adapter(torch.nn.Module):
+        unshuffle_amount = 8
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = torch.nn.Conv2d(3, 320, 8, 8)
+
+        def forward(self, x: Tensor) -> dict[str, list]:
+            return {"input": [None, self.conv(x)], "middle": [self.conv(x)]}
+
+    adapter = comfy.controlnet.T2IAdapter(Adapter(), 3, 8, "nearest-exact", device=torch.device("cpu"))
+    adapter.set_cond_hint(torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(3)), 2.0, (0.0, 1.0))
+    conds = {k: with_values(c, control=adapter, control_apply_to_uncond=False) for k, c in unet_conds().items()}
+    falls_back(unet, "euler", caplog, "T2I-Adapter", latent_image=latent(unet, 2), steps=4, **conds)
+
+
+def test_memory_that_runs_out_while_a_sampler_is_read_off(flow_model, caplog):
+    def full(model: Any, D: Tensor, x: Tensor, i: int) -> Tensor:
+        if type(model).__name__ == "_StandIn":
+            raise comfy.model_management.OOM_EXCEPTION("out of memory")
+        return D
+
+    falls_back(flow_model, euler_with(full), caplog, "memory ran out")
+
+
+def test_a_sampler_whose_method_was_replaced(flow_model, caplog):
+    inner = comfy.samplers.sampler_object("euler")
+    own = inner.sample
+    inner.sample = lambda *args, **more: 0.5 * own(*args, **more)
+    falls_back(flow_model, inner, caplog, "its own way of sampling")
 
 
 def test_a_patch_that_mixes_pictures_is_found_behind_prompts_with_ranges(flow_model, caplog):

@@ -71,7 +71,7 @@ def test_other_patched_weights_are_measured_anew(flow_model, fresh, machine):
 
 def test_a_patch_with_another_number_is_probed_again(flow_model, fresh, machine):
     machine(flow_model, with_room)
-    assert run(with_patch(flow_model, 1.0), 50).solver == "quasi-newton"
+    run(with_patch(flow_model, 1.0), 50)
     report = run(with_patch(flow_model, 0.99), 50)
     assert report.solver == "quasi-newton" and report.probe_nfe == PROBED
     assert "influence each other" in run(with_patch(flow_model, 1.0, mixing=0.2), 50).fallback

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,11 +16,12 @@ import pytest
 import tiny
 import torch
 from comfy.taesd.taesd import Decoder
+from comfy_extras import nodes_custom_sampler
 from paratafusion_pack.nodes.host.sampler import parallel
 from paratafusion_pack.nodes.host.settings import Outcome, Settings
 from PIL import Image
 from safetensors.torch import save_file
-from tiny import conditioning, sample, sigmas_of
+from tiny import conditioning, relative, sample, sigmas_of
 
 STEPS = 10
 
@@ -118,6 +120,37 @@ def test_where_noise_is_left_over_the_preview_is_the_clean_picture(models, kind)
     sigmas = sigmas_of(models[kind], "euler", STEPS * 2)[: STEPS + 1]
     ours, theirs = both(models[kind], "euler", sigmas, torch.zeros(1, 16, 8, 8))
     assert np.abs(ours[0][-1] - theirs[0][-1]).max() <= 2
+
+
+def denoised_output(model: Any, sampler: Any, sigmas: torch.Tensor) -> torch.Tensor:
+    """The second output of the host's SamplerCustomAdvanced."""
+    guider = comfy.samplers.CFGGuider(model)
+    guider.set_conds(conditioning(1), conditioning(2))
+    guider.set_cfg(4.0)
+    latent = {"samples": torch.zeros(1, 16, 8, 8)}
+    noise = nodes_custom_sampler.Noise_RandomNoise(3)
+    out = nodes_custom_sampler.SamplerCustomAdvanced.execute(noise, guider, sampler, sigmas.clone(), latent)
+    return out.args[1]["samples"]
+
+
+@pytest.mark.parametrize(
+    ("name", "part", "kind"),
+    [
+        *itertools.product(("euler", "heun", "dpm_2", "dpmpp_2s_ancestral", "dpmpp_sde"), ["high"], ["flow", "eps"]),
+        *itertools.product(("seeds_2", "euler_cfg_pp"), ["high"], ["flow", "eps"]),
+        ("euler", "rising", "flow"),
+        ("euler", "rising", "eps"),
+        ("dpmpp_2m", "rising", "eps"),  # of a flow it divides by zero
+    ],
+)
+def test_where_noise_is_left_over_the_denoised_output_is_the_hosts(models, name, part, kind):
+    sigmas = sigmas_of(models[kind], name, 12)
+    sigmas = sigmas[:8] if part == "high" else sigmas.flip(0).clamp(min=0.01)
+    inner, outcome = comfy.samplers.sampler_object(name), Outcome()
+    theirs = denoised_output(models[kind], inner, sigmas)
+    ours = denoised_output(models[kind], parallel(inner, Settings(preset="exact", window=6), outcome), sigmas)
+    assert outcome.report.fallback is None and outcome.report.solver != "sequential"
+    assert relative(ours, theirs) < 1e-4
 
 
 def test_inpainting_shows_the_kept_part_as_it_is(models):

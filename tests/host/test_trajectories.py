@@ -76,6 +76,8 @@ def test_bad_paths_are_refused_by_save_and_load(path):
 
 def test_linked_names_are_checked_later():
     assert KeepTrajectory.validate_inputs() is True and SaveTrajectory.validate_inputs(filename_prefix=None) is True
+    assert LoadTrajectory.validate_inputs() is True and LoadTrajectory.validate_inputs(file=None) is True
+    assert LoadTrajectory.fingerprint_inputs(file=None) == LoadTrajectory.fingerprint_inputs()
 
 
 @pytest.fixture
