@@ -29,7 +29,8 @@ def _fidelity_inputs() -> list[Any]:
             options=[*TOLERANCES, OWN_TOLERANCE, *PRESETS[len(TOLERANCES) :]],
             default="balanced",
             tooltip="How close to the sequential picture. exact differs only by rounding and is slowest; sketch, "
-            "standard and fine aim for 36, 42 and 48 dB with fewer evaluations; custom uses the tolerance below.",
+            "standard and fine aim for 36, 42 and 48 dB with fewer evaluations; custom uses the tolerance, among the "
+            "advanced inputs.",
         ),
         io.Float.Input(
             "tolerance",

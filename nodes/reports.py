@@ -73,6 +73,8 @@ def _samples(value: Any, name: str) -> tuple[Tensor, bool]:
 def _difference(a: Tensor, b: Tensor, image: bool) -> Tensor:
     """IMAGE of |a - b|, brightest where it is largest."""
     gap = (a - b).abs()
+    if image and gap.shape[-1] not in (1, 3):  # alpha has no colour
+        gap = gap.amax(-1, keepdim=True)
     if not image:
         while gap.ndim > 4:  # of a video its frames' largest difference
             gap = gap.amax(2)

@@ -15,7 +15,7 @@ from .report import Report
 from .resume import obstacle
 from .timing import Timing
 from .trajectory import Part
-from .window import Pilot, Timed
+from .window import Pilot, Timed, row_by_row
 
 
 def automatic(job: Job, machine: Machine) -> Solution:
@@ -71,7 +71,13 @@ def _sketch(job: Job, question: Question) -> Part | None:
         return None
     if part.solver == "collocation":
         return part if question.target is not None and not_its_nodes(job.system, part) is None else None
-    return part if obstacle(job.system, _windowed(job.options, None), part) is None else None
+    return part if _goes_on(job) else None
+
+
+def _goes_on(job: Job) -> bool:
+    """Whether the quasi-Newton run takes over the final rows of a capped one."""
+    part = None if job.warm is None else job.warm.part
+    return part is not None and obstacle(job.system, _windowed(job.options), part) is None
 
 
 def _plan_of(part: Part, question: Question, machine: Machine) -> Plan:
@@ -82,9 +88,9 @@ def _plan_of(part: Part, question: Question, machine: Machine) -> Plan:
     return Plan("collocation", min(window, machine.most or window, question.total), question.rows, 0.0, 0.0)
 
 
-def _windowed(options: Options, most: int | None) -> Options:
-    """Options of the quasi-Newton run; where one row fits it is the plain sampler to the bit."""
-    return replace(options, solver="quasi-newton", window=1 if most == 1 else "auto", rows=None, target_db=None)
+def _windowed(options: Options, alone: bool = False) -> Options:
+    """Options of the quasi-Newton run; with each row evaluated ``alone`` it is the plain sampler to the bit."""
+    return replace(options, solver="quasi-newton", window=1 if alone else "auto", rows=None, target_db=None)
 
 
 def _rising(job: Job) -> Job:
@@ -105,15 +111,17 @@ def _rising(job: Job) -> Job:
 def _by_window(job: Job, question: Question, shared: Shared, why: str | None) -> Solution:
     """The run by the quasi-Newton solver or, at window 1, one row after the other."""
     timed = Timed(shared, shared.machine.clock, accelerator=job.system.S.device.type != "cpu")
-    pilot = Pilot(question, shared.machine, timed, shared)
-    machine, options = shared.machine, _windowed(job.options, shared.machine.most)
-    done = iterate(replace(job, denoise=timed, options=options), pilot, machine.clock)
+    machine, asked = shared.machine, job.options.window if isinstance(job.options.window, int) else None
+    pilot = Pilot(question, machine, timed, shared, asked)
+    # the rows of a capped run, in half precision, are none of the plain sampler's
+    alone = machine.most == 1 or (row_by_row(question, machine) is not None and not _goes_on(job))
+    done = iterate(replace(job, denoise=timed, options=_windowed(job.options, alone)), pilot, machine.clock)
     if max(done.report.window_per_round) == 1 < question.total:
         done.report.solver = "sequential"
     if pilot.plan is not None:
         _tell_plan(done.report, pilot.plan, why, _widest(done.report))
     else:
-        done.report.plan = done.report.window_reason
+        done.report.plan = _without_collocation(done.report.window_reason, why)
     _tell_calls(done.report, shared)
     return done
 
@@ -142,8 +150,14 @@ def _widest(report: Report) -> int:
 def _tell_plan(report: Report, plan: Plan, why: str | None, later: int) -> None:
     """The automatic plan, its prediction and its outcome, in words; ``later`` is the window that the run came to."""
     report.predicted_seconds = plan.seconds
-    words = f"{plan}: predicted {plan.seconds:.3g} s, the plain sampler {plan.plain:.3g} s"
+    begun = "row by row at first" if plan.solver == "sequential" and later > 1 else plan
+    words = f"{begun}: predicted {plan.seconds:.3g} s, the plain sampler {plan.plain:.3g} s"
     if later != plan.window and (later > 1 or plan.solver == "collocation"):
         words += f"; later window {later}"
     words += f"; took {sum(report.seconds_per_round):.3g} s"
-    report.plan = words if why is None else f"{words}; no collocation, as {why}"
+    report.plan = _without_collocation(words, why)
+
+
+def _without_collocation(words: str, why: str | None) -> str:
+    """``words`` and why collocation was no candidate although a target was asked for, if there is a reason."""
+    return words if why is None else f"{words}; no collocation, as {why}"

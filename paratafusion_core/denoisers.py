@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,12 +25,17 @@ def answer(denoise: Denoise, x: Tensor, sigma: Tensor) -> Tensor:
         ValueError: it returned something else than floats of its input's shape.
     """
     # models scale their input in place: give them copies
-    D = denoise(x.clone(), sigma.clone())
-    if not isinstance(D, Tensor) or D.shape != x.shape or not D.is_floating_point():
-        found = f"{D.dtype} of shape {list(D.shape)}" if isinstance(D, Tensor) else type(D).__name__
-        raise ValueError(f"denoise returned {found}; floats of shape {list(x.shape)}, its input's, are allowed")
+    D = _returned("denoise", denoise(x.clone(), sigma.clone()), x)
     # a copy: the model may write its next answer into the same tensor
     return torch.empty_like(x).copy_(D)
+
+
+def _returned(whose: str, D: Any, x: Tensor) -> Tensor:
+    """``D``, which ``whose`` call with ``x`` returned; ValueError where it is not floats of x's shape."""
+    if not isinstance(D, Tensor) or D.shape != x.shape or not D.is_floating_point():
+        found = f"{D.dtype} of shape {list(D.shape)}" if isinstance(D, Tensor) else type(D).__name__
+        raise ValueError(f"{whose} returned {found}; floats of shape {list(x.shape)}, its input's, are allowed")
+    return D
 
 
 def from_network(
@@ -50,13 +57,16 @@ def from_network(
         time: sigma -> the network's time, float64 in and out; SD's timesteps by default, sigma itself for flow.
 
     Raises:
-        ValueError: ``prediction`` is unknown.
+        ValueError: ``prediction`` is unknown. When called, the result raises it where the network returns something
+            else than floats of its input's shape, or the contexts of :func:`guided` are not those of the images.
     """
     check_choice("prediction", prediction, PREDICTIONS)
     clock = time or ((lambda sigma: sigma) if prediction == "flow" else timestep_of)
 
     def denoise(x: Tensor, sigma: Tensor) -> Tensor:
         W, B = x.shape[:2]
+        if isinstance(network, _Guided):
+            network.check(B)
         # float64 where there is one; on the device, so that no synchronisation is needed
         level = sigma.detach().to(x.device, torch.float32 if x.device.type == "mps" else torch.float64)
         alpha = torch.ones_like(level) if prediction == "flow" else (1 + level**2).rsqrt()
@@ -66,7 +76,7 @@ def from_network(
 
         shown = (x * per_row(alpha)).flatten(0, 1).to(dtype or x.dtype)
         when = clock(level).repeat_interleave(B).to(x.device, torch.float32)
-        out = network(shown, when).to(x.dtype).unflatten(0, (W, B))
+        out = _returned("network", network(shown, when), shown).to(x.dtype).unflatten(0, (W, B))
         if prediction == "x0":
             return out
         if prediction == "v":
@@ -81,21 +91,39 @@ def guided(network: Callable[[Tensor, Tensor, Tensor], Tensor], cond: Tensor, un
 
     Args:
         network: ``(x [N, ...], time [N], context [N, ...])``.
-        cond, uncond: contexts ``[B, ...]`` of the images of a batch; rows repeat them with b fastest.
+        cond, uncond: contexts ``[B, ...]`` of the images of a batch, or ``[1, ...]`` for all of them; rows repeat them
+            with b fastest.
         scale: guidance scale; at 1 the unconditional half is not computed.
 
     Raises:
         ValueError: ``scale`` is not finite.
     """
-    check_real("cfg", scale)
+    return _Guided(network, cond, uncond, check_real("cfg", scale))
 
-    def call(x: Tensor, time: Tensor) -> Tensor:
-        rows = x.shape[0] // cond.shape[0]
-        c = cond.to(x.device).repeat(rows, *[1] * (cond.ndim - 1))
-        if scale == 1.0:
-            return network(x, time, c)
-        u = uncond.to(x.device).repeat(rows, *[1] * (uncond.ndim - 1))
-        yes, no = network(torch.cat([x, x]), torch.cat([time, time]), torch.cat([c, u])).chunk(2)
-        return no + scale * (yes - no)
 
-    return call
+@dataclass(frozen=True)
+class _Guided:
+    """What :func:`guided` returns: a :data:`Network` that knows how many images its contexts are of."""
+
+    network: Callable[[Tensor, Tensor, Tensor], Tensor]
+    cond: Tensor
+    uncond: Tensor
+    scale: float
+
+    def check(self, images: int) -> None:
+        """Raises ValueError where rows of so many images would meet other images' contexts."""
+        for name, context in (("cond", self.cond), ("uncond", self.uncond)):
+            if len(context) not in (1, images):
+                raise ValueError(f"{name} has {len(context)} contexts; 1 or {images}, one for each image, is allowed")
+
+    def __call__(self, x: Tensor, time: Tensor) -> Tensor:
+        c = self._for_rows(self.cond, x)
+        if self.scale == 1.0:
+            return self.network(x, time, c)
+        both, contexts = torch.cat([x, x]), torch.cat([c, self._for_rows(self.uncond, x)])
+        yes, no = _returned("network", self.network(both, torch.cat([time, time]), contexts), both).chunk(2)
+        return no + self.scale * (yes - no)
+
+    @staticmethod
+    def _for_rows(context: Tensor, x: Tensor) -> Tensor:
+        return context.to(x.device).repeat(len(x) // len(context), *[1] * (context.ndim - 1))

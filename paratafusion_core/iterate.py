@@ -117,7 +117,7 @@ def _problem(job: Job) -> Problem:
     S = system.S.detach().reshape(len(system.S), shape[0], -1).clone()
     scales = Scales.of(system, options.flow, options.data_rms)
     sigmas = send(system.sigmas, S)
-    solver = make(options, job.warm is not None)
+    solver = make(options, system.evaluations, job.warm is not None)
     return Problem(
         S=S,
         C=system.C,

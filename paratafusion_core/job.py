@@ -32,7 +32,8 @@ class Progress:
         round: 1, 2, ..
         frozen: rows final so far, of ``rows`` = K; with collocation, whose rows are refined to the end, how far it is.
         nfe: rows evaluated so far.
-        first: the round's first row; residual: each of its rows' distance in units of the freeze rule.
+        first: the round's first row; residual: each of its rows' distance in units of the freeze rule, NaN where it is
+            not known: in the first round after a capped run, for the final rows that were not looked at.
         picture: ``[B, ...]`` the final picture as far as it is known now.
     """
 
@@ -118,4 +119,7 @@ def predict_speedup(report: Report) -> None:
     latency = fit({rows: typical(seconds) for rows, seconds in later.items()})
     if 1 not in later and latency is not None:
         one = min(one, latency(1))
-    report.predicted_speedup = report.sequential_nfe * one / spent
+    # rows that an earlier run had made final are none of this one's merits
+    taken = max(report.frozen_per_round[0] - report.rows_per_round[0], 0) if report.warm is not None else 0
+    if taken < report.sequential_nfe:
+        report.predicted_speedup = (report.sequential_nfe - taken) * one / spent

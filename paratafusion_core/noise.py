@@ -27,6 +27,6 @@ def draw(seed: int, batch: int, shape: Sequence[int], steps: int = 0) -> tuple[T
     for b in range(batch):
         state = np.random.SeedSequence([seed, b]).generate_state(1, np.uint64)[0]
         generator = torch.Generator().manual_seed(int(state) >> 1)
-        images.append(torch.randn(steps + 1, *shape, generator=generator))
+        images.append(torch.randn(steps + 1, *shape, generator=generator, device="cpu"))
     stacked = torch.stack(images, dim=1)
     return stacked[0], stacked[1:]

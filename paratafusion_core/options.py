@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from .errors import check_choice, check_count, check_real
 
 SOLVERS = ("quasi-newton", "parataa", "picard", "picard-eps", "sequential", "collocation", "auto")
@@ -27,14 +29,17 @@ class Options:
             quasi-newton or sequential.
         preset: ``fast``, ``balanced``, ``strict`` or ``exact``: the tolerance, when ``tol`` is None. ``sketch``,
             ``standard`` and ``fine`` are targets of 36, 42 and 48 dB for collocation, and tolerances of 1e-2, 3e-3 and
-            1e-3 for the others.
-        tol: tolerance of at least 0; 0 reproduces the sequential result to the rounding of the model's kernels.
+            1e-3 for the others. For collocation ``fast``, ``balanced`` and ``strict`` are the same: it has no
+            tolerance, ``rows`` and ``target_db`` decide.
+        tol: tolerance of at least 0; 0 reproduces the sequential result to the rounding of the model's kernels, with
+            collocation too, which makes no use of any other number.
         window: rows evaluated together: a number of at least 1 (clamped to the run), ``"full"``, or ``"auto"``, which
             widens the window while the measured rows frozen per second rise: equal runs may then differ within the
-            tolerance. With solver ``auto`` a number is the most rows of a call.
+            tolerance. With solver ``auto`` a number is the most rows of a call; with collocation ``"auto"`` is 1.
         history: secants a row keeps (quasi-newton, 2), or the iterates that Anderson acceleration sees (parataa, 3;
-            1 is the plain fixed point). At least 1.
-        order: of ParaTAA's equations, at least 1 and clamped to the window; min(20, window) when None.
+            1 is the plain fixed point). At least 1 and clamped to the window; the other solvers have none.
+        order: of ParaTAA's equations, at least 1 and clamped to the window; min(20, window) when None. The other
+            solvers have none.
         max_rounds: stop after so many rounds with the picture as it is.
         rows: evaluations that collocation spends, at least 2; when None 16 at window 1 and 30 from window 4 on.
             Towards a target it begins with them, or with 5 if they are fewer; when None with what the target wants
@@ -84,6 +89,9 @@ class Options:
                     raise ValueError(
                         f"{name} is {getattr(self, name)!r}; solver {self.solver} has no use for it, leave it out"
                     )
+        if not isinstance(self.flow, (bool, np.bool_)):
+            raise ValueError(f"flow is {self.flow!r}; True or False is allowed")
+        object.__setattr__(self, "flow", bool(self.flow))
         check_real("data_rms", self.data_rms, above=0.0)
         if self.peak is not None:
             check_real("peak", self.peak, above=0.0)

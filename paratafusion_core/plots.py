@@ -35,7 +35,7 @@ def picture(x: Tensor, scale: int = 8) -> Image.Image:
     if x.ndim != 4 or x.shape[1] not in (1, 3):
         flat = x.flatten(1)
         width = math.ceil(math.sqrt(flat.shape[1]))
-        plane = torch.zeros(len(flat), width * width)
+        plane = flat.new_zeros(len(flat), width * width)
         plane[:, : flat.shape[1]] = flat
         x = (plane / flat.abs().amax(1, keepdim=True).clamp(min=1e-12)).reshape(-1, 1, width, width)
     rgb = ((x.expand(-1, 3, -1, -1).clamp(-1, 1) + 1) * 127.5).round().byte()
@@ -80,7 +80,8 @@ def convergence(report: Report, previews: Sequence[Tensor] = (), width: int = 96
     left, right = 104, 150
     pen = ImageDraw.Draw(Image.new("RGB", (1, 1)))
     title = _wrapped(pen, headline(report), font, width - 48)
-    told = [(n, line) for n, text in remarks(report) for line in _wrapped(pen, text, small, width - left - 24)]
+    said = [(name, _wrapped(pen, text, small, width - left - 24)) for name, text in remarks(report)]
+    told = [(name, line, name if n == 0 else "") for name, lines in said for n, line in enumerate(lines)]
     strip = _strip(previews, width - left - 24, 12, small)
     lines = _map(report)
     cell_h = max(9, min(24, 380 // len(lines)))
@@ -92,8 +93,8 @@ def convergence(report: Report, previews: Sequence[Tensor] = (), width: int = 96
     draw = ImageDraw.Draw(image)
     for n, line in enumerate(title):
         draw.text((24, 14 + 24 * n), line, INK, font)
-    for n, (name, line) in enumerate(told):
-        draw.text((left - 10, notes_top + 20 * n), name, GREY, small, anchor="ra")
+    for n, (name, line, label) in enumerate(told):
+        draw.text((left - 10, notes_top + 20 * n), label, GREY, small, anchor="ra")
         draw.text((left, notes_top + 20 * n), line, ALARM if name in _ALARMING else INK, small)
     if strip:
         image.paste(strip, (left, strip_top))
@@ -147,7 +148,8 @@ def remarks(report: Report) -> list[tuple[str, str]]:
         how = f"{rows}, {report.nfe / K:.2f} times as many as one by one"
         found.append(("cost", f"{how}; {report.solver}, {report.preset}, tolerance {report.tolerance:g}"))
     clock = f"{report.seconds:.2f} s, of which the model {report.model_seconds:.2f} s"
-    for speed, kind in ((report.measured_speedup, "measured"), (report.predicted_speedup, "predicted")):
+    predicted = None if report.solver == "sequential" else report.predicted_speedup
+    for speed, kind in ((report.measured_speedup, "measured"), (predicted, "predicted")):
         clock += "" if speed is None else f"; {speed:.2f} times as fast as one by one ({kind})"
     return [*found, ("time", clock)]
 

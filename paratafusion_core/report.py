@@ -27,7 +27,8 @@ class Report:
         window_reason: why the window is what it is.
         residuals: per round the window's first row and each row's residual in units of the solver's own rule: the
             freeze rule, ParaTAA's tau; with collocation a node's movement since it was evaluated, and between nodes the
-            error expected of the interpolation.
+            error expected of the interpolation. Where a run goes on from a capped one, its first round has NaN, None in
+            :meth:`to_dict`, for the final rows that it did not look at.
         status: ``converged`` or ``max_rounds``.
         fallback: why the plain sampler ran instead (the host sets it), None if it did not.
         repairs: rows refilled because they were not finite or exploded.
@@ -117,6 +118,11 @@ class Fidelity:
     psnr_peak: float
     max_abs: float
     rel_l2: float
+
+
+def in_decibels(psnr_db: float) -> str:
+    """For people: a PSNR in dB, or that the pictures are equal and have none."""
+    return "equal" if psnr_db == math.inf else f"{psnr_db:.1f} dB"
 
 
 def fidelity(result: Tensor, reference: Tensor, peak: float | None = None) -> Fidelity:

@@ -178,7 +178,7 @@ def continuing(problem: Problem, options: Options, same: bool = True) -> Problem
 
     Behind the rows that the capped run had reached its D is a guess, which a solver that copies would keep.
     """
-    solver: Any = make(options, warm=not same)
+    solver: Any = make(options, problem.total, warm=not same)
     return replace(problem, solver=replace(solver, copies_warm=False))
 
 

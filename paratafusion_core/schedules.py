@@ -19,7 +19,7 @@ MAX_STEPS = 10_000
 @functools.lru_cache(maxsize=1)
 def _log_table() -> Tensor:
     """log sigma of the 1000 training timesteps of Stable Diffusion (beta scaled linearly, 0.00085 to 0.012)."""
-    beta = torch.linspace(0.00085**0.5, 0.012**0.5, TIMESTEPS, dtype=torch.float64) ** 2
+    beta = torch.linspace(0.00085**0.5, 0.012**0.5, TIMESTEPS, dtype=torch.float64, device="cpu") ** 2
     keep = torch.cumprod(1 - beta, 0)
     return 0.5 * torch.log((1 - keep) / keep)
 
@@ -51,7 +51,7 @@ SIGMA_MAX = math.exp(float(_log_table()[-1]))
 def normal(steps: int) -> Tensor:
     """Evenly spaced timesteps of the scaled-linear schedule, then 0 (ComfyUI's "normal"). [steps + 1]"""
     check_count("steps", steps, high=MAX_STEPS)
-    spaced = sigma_of(torch.linspace(TIMESTEPS - 1, 0, steps, dtype=torch.float64))
+    spaced = sigma_of(torch.linspace(TIMESTEPS - 1, 0, steps, dtype=torch.float64, device="cpu"))
     return torch.cat([spaced, spaced.new_zeros(1)])
 
 
@@ -61,7 +61,7 @@ def karras(steps: int, sigma_min: float = SIGMA_MIN, sigma_max: float = SIGMA_MA
     _check_range(sigma_min, sigma_max)
     check_real("rho", rho, above=0.0)
     low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
-    spaced = torch.linspace(high, low, steps, dtype=torch.float64) ** rho
+    spaced = torch.linspace(high, low, steps, dtype=torch.float64, device="cpu") ** rho
     return torch.cat([spaced, spaced.new_zeros(1)])
 
 
@@ -69,7 +69,7 @@ def uniform(steps: int, sigma_min: float = SIGMA_MIN, sigma_max: float = SIGMA_M
     """Evenly spaced in log sigma (DPM-Solver's uniform lambda, arXiv 2206.00927), then 0. [steps + 1]"""
     check_count("steps", steps, high=MAX_STEPS)
     _check_range(sigma_min, sigma_max)
-    spaced = torch.linspace(math.log(sigma_max), math.log(sigma_min), steps, dtype=torch.float64).exp()
+    spaced = torch.linspace(math.log(sigma_max), math.log(sigma_min), steps, dtype=torch.float64, device="cpu").exp()
     return torch.cat([spaced, spaced.new_zeros(1)])
 
 
@@ -77,7 +77,7 @@ def flow(steps: int, shift: float = 1.0) -> Tensor:
     """Flow-matching times from 1 to 0, t -> shift t / (1 + (shift - 1) t) (SD3, arXiv 2403.03206). [steps + 1]"""
     check_count("steps", steps, high=MAX_STEPS)
     check_real("shift", shift, above=0.0)
-    t = torch.linspace(1, 0, steps + 1, dtype=torch.float64)
+    t = torch.linspace(1, 0, steps + 1, dtype=torch.float64, device="cpu")
     return shift * t / (1 + (shift - 1) * t)
 
 

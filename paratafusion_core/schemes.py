@@ -13,6 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .devices import double, send
 from .errors import check_real
 from .system import System
 
@@ -91,9 +92,14 @@ def _dpmpp(name: str, x0: Tensor, sigmas: Tensor, eta: float, noise: Tensor | No
 
 def _levels(x0: Tensor, sigmas: Tensor, flow: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Checked sigmas and alphas ``[K+1]``, and ``exp(lambda - lambda')`` of each step ``[K]``, in float64."""
+    if not isinstance(x0, Tensor):
+        raise ValueError(f"x0 is a {type(x0).__name__}; a tensor [B, ...] is allowed")
     if x0.ndim < 1 or x0.numel() == 0 or x0.dtype not in (torch.float32, torch.float64):
         raise ValueError(f"x0 is {x0.dtype} of shape {list(x0.shape)}; [B, ...] in float32 or float64 is allowed")
-    sigmas = torch.as_tensor(sigmas).detach().to("cpu", torch.float64)
+    try:
+        sigmas = torch.as_tensor(sigmas, device="cpu").detach().double()
+    except (TypeError, ValueError, RuntimeError):
+        raise ValueError(f"sigmas is {sigmas!r:.80}; [K+1] falling numbers are allowed") from None
     if sigmas.ndim != 1 or len(sigmas) < 2:
         raise ValueError(f"sigmas has shape {list(sigmas.shape)}; [K+1] with at least 2 entries is allowed")
     if not sigmas.isfinite().all():
@@ -119,6 +125,8 @@ def _check_noise(x0: Tensor, sigmas: Tensor, eta: float, noise: Tensor | None) -
     if noise is None:
         if eta > 0:
             raise ValueError(f"noise is None; unit normals of shape {wanted} are needed as eta is {eta:g}")
+    elif not isinstance(noise, Tensor):
+        raise ValueError(f"noise is a {type(noise).__name__}; a tensor of shape {wanted} is allowed")
     elif list(noise.shape) != wanted:
         raise ValueError(f"noise has shape {list(noise.shape)}; {wanted} is allowed")
     elif not noise.isfinite().all():
@@ -131,10 +139,9 @@ def _unroll(
     if not x0.isfinite().all():
         raise ValueError("x0 holds NaN or infinity; finite numbers are allowed")
     K = len(sigmas) - 1
-    C = torch.zeros(K + 1, K, dtype=torch.float64)
-    S = torch.empty(K + 1, *x0.shape, dtype=x0.dtype, device=x0.device)
-    # MPS has no float64, so its states are unrolled on the CPU
-    y = x0.to("cpu", torch.float64) if x0.device.type == "mps" else x0.double()
+    C = torch.zeros(K + 1, K, dtype=torch.float64, device="cpu")
+    S = x0.new_empty(K + 1, *x0.shape)
+    y = double(x0)
     S[0] = x0
     for k in range(K):
         C[k + 1] = float(A[k]) * C[k]
@@ -144,5 +151,5 @@ def _unroll(
         y = float(A[k]) * y
         if noise is not None and c[k] != 0:
             y = y + float(c[k]) * noise[k].to(y.device, torch.float64)
-        S[k + 1] = y.to(S.device, S.dtype)
+        S[k + 1] = send(y, S)
     return System(S, C, sigmas[:-1], sampler=name)

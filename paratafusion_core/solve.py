@@ -51,14 +51,17 @@ def solve(
         machine: what is known of the machine, for solver ``auto``; without it the run measures all it needs.
 
     Raises:
-        ValueError: ``warm`` has another latent shape, ``options.flow`` does not fit the sigmas, or ``denoise``
-            returned another shape.
+        ValueError: an argument is of another type, ``warm`` has another latent shape, ``options.flow`` does not fit the
+            sigmas, solver ``collocation`` cannot serve the system (see :class:`Options`), or ``denoise`` returned
+            something else than floats of its input's shape.
         NotFinite: a ValueError; ``denoise`` is not finite at an exact state, with solver ``collocation`` at any state
             that it is shown.
     """
     for name, value, kind in (("system", system, System), ("options", options, Options)):
         if not isinstance(value, kind):
             raise ValueError(f"{name} is a {type(value).__name__}; a {kind.__name__} is allowed")
+    if machine is not None and not isinstance(machine, Machine):
+        raise ValueError(f"machine is a {type(machine).__name__}; a Machine is allowed")
     if warm is not None and not isinstance(warm, Trajectory):
         raise ValueError(f"warm is a {type(warm).__name__}; a Trajectory, as of load_trajectory, is allowed")
     for name, function in (("denoise", denoise), ("callback", denoise if callback is None else callback)):

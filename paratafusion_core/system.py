@@ -8,6 +8,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from .errors import check_count
+
 #: A state farther from the start's direction than this share of its size holds noise of the sampler's own.
 _STRAY = 1e-3
 
@@ -28,10 +30,10 @@ class System:
         sigmas: ``[K]`` noise level of each evaluation, finite and not negative; kept in float64 on the CPU. They may
             rise or repeat: samplers with several evaluations a step do that.
         sampler: name for reports and trajectories.
-        steps: the sampler's steps, for reports; ``K`` unless given.
+        steps: the sampler's steps, at least 1, for reports; ``K`` unless given.
 
     Raises:
-        ValueError: a shape, dtype or value is out of these bounds.
+        ValueError: a type, shape, dtype or value is out of these bounds.
     """
 
     S: Tensor
@@ -68,8 +70,7 @@ class System:
             )
         if (self.sigmas < 0).any():
             raise ValueError(f"sigmas holds {float(self.sigmas.min())!r}; numbers of at least 0 are allowed")
-        if self.steps is None:
-            object.__setattr__(self, "steps", count)
+        object.__setattr__(self, "steps", count if self.steps is None else check_count("steps", self.steps))
 
     @property
     def evaluations(self) -> int:

@@ -20,6 +20,8 @@ from .timing import Timing, timing_of
 FORMAT = "paratafusion-trajectory"
 VERSION = 1
 MAX_BYTES = 900 << 20
+#: More than a file's header needs beside the facts.
+_HEADER = 1024
 _MAX_HEADER = 1 << 20
 _LONGEST = 200
 _NOTHING = type(None)
@@ -114,7 +116,7 @@ class Trajectory:
         part: of a run that was capped before all rows were final, else None.
 
     Raises:
-        ValueError: shapes do not fit together.
+        ValueError: no tensors, or shapes that do not fit together.
     """
 
     D: Tensor
@@ -130,6 +132,9 @@ class Trajectory:
         object.__setattr__(self, "flow", bool(self.flow))
         if self.seed is not None:
             object.__setattr__(self, "seed", check_count("trajectory seed", self.seed, low=-(1 << 63)))
+        for name in ("D", "sigmas"):
+            if not isinstance(getattr(self, name), Tensor):
+                raise ValueError(f"trajectory {name} is a {type(getattr(self, name)).__name__}; a tensor is allowed")
         if self.D.ndim < 2 or 0 in self.D.shape or not self.D.is_floating_point() or self.D.dtype.itemsize < 2:
             raise ValueError(
                 f"trajectory D is {self.D.dtype} of shape {list(self.D.shape)}; floats [K, B, ...] are allowed"
@@ -188,12 +193,12 @@ class Trajectory:
         if self.has_levels(sigmas, flow):
             return self
         have, order = torch.unique(_log_snr(self.sigmas, self.flow), return_inverse=True)
-        last = torch.zeros(len(have), dtype=torch.long).scatter_reduce(
-            0, order, torch.arange(len(order)), "amax", include_self=False
+        last = torch.zeros_like(have, dtype=torch.long).scatter_reduce(
+            0, order, torch.arange(len(order), device=order.device), "amax", include_self=False
         )
         want = _log_snr(sigmas, flow).clamp(have[0], have[-1])
         if len(have) == 1:
-            mixed = self.D[last[torch.zeros(len(want), dtype=torch.long)]]
+            mixed = self.D[last[torch.zeros_like(want, dtype=torch.long)]]
         else:
             high = torch.searchsorted(have, want).clamp(1, len(have) - 1)
             part = ((want - have[high - 1]) / (have[high] - have[high - 1])).float()
@@ -217,7 +222,8 @@ def save_trajectory(path: str | Path, trajectory: Trajectory) -> None:
 
     Raises:
         OSError: the folder is missing or not writable.
-        ValueError: its sampler's name, or another of its texts, is none that a file takes.
+        ValueError: its sampler's name, or another of its texts, is none that a file takes, or the file would be larger
+            than :func:`load_trajectory` takes by default.
     """
     facts = {name: getattr(trajectory, name) for name in _FACTS}
     _check_facts("trajectory", facts, _FACTS)
@@ -226,6 +232,9 @@ def save_trajectory(path: str | Path, trajectory: Trajectory) -> None:
     if part is not None and part.changes is not None:
         tensors["changes"] = half(part.changes)
     metadata = {"format": FORMAT, "version": str(VERSION), "facts": json.dumps(facts)}
+    size = sum(tensor.nbytes for tensor in tensors.values()) + sum(map(len, metadata.values())) + _HEADER
+    if size > MAX_BYTES:
+        raise ValueError(f"trajectory has {size} bytes; a file of at most {MAX_BYTES} is allowed, which can be loaded")
     write_tensors(Path(path), tensors, metadata)
 
 
@@ -251,16 +260,17 @@ def load_trajectory(path: str | Path, max_bytes: int = MAX_BYTES) -> Trajectory:
             if metadata.get("version") != str(VERSION):
                 raise ValueError(f"trajectory {path.name} has version {metadata.get('version')}; {VERSION} is allowed")
             facts = json.loads(metadata.get("facts", "{}"))
-            D, sigmas = file.get_tensor("D"), file.get_tensor("sigmas")
-            changes = file.get_tensor("changes") if "changes" in names else None
+            # copies: the tensors are the file's own pages, which change with it, and are gone where it is cut off
+            with torch.device("cpu"):
+                tensors = {name: file.get_tensor(name).clone() for name in names}
     except (SafetensorError, json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"trajectory {path.name} is damaged ({error}); a whole safetensors file is allowed") from None
     known, part = _checked(path, facts, _FACTS), facts.get("part")
     if part is not None:
         told = _checked(path, part, _PART)
         timing = None if told.get("timing") is None else timing_of(told["timing"])
-        part = Part(**{**told, "rows": tuple(told["rows"]), "timing": timing}, changes=changes)
-    return Trajectory(D, sigmas, **known, part=part)
+        part = Part(**{**told, "rows": tuple(told["rows"]), "timing": timing}, changes=tensors.get("changes"))
+    return Trajectory(tensors["D"], tensors["sigmas"], **known, part=part)
 
 
 def _checked(path: Path, table: Any, kinds: dict[str, tuple[type, ...]]) -> dict[str, Any]:

@@ -52,6 +52,22 @@ def next_window(asked: int | str, total: int, rounds: Sequence[tuple[int, int, f
     return best, "auto: most rows frozen per second"
 
 
+def row_by_row(question: Question, machine: Machine, asked: int | None = None) -> str | None:
+    """Why an automatic run evaluates one row a round, whatever it measures; None where it may evaluate more.
+
+    Args:
+        question: what is run. machine: what is known of it.
+        asked: the most rows that were asked for, None for no limit.
+    """
+    if asked == 1:
+        return "auto: asked for one row"
+    if question.tolerance == 0:
+        return "auto: at tolerance 0 no window saves a round"
+    if len(machine.latencies) < 2 and question.total < _FEW:
+        return f"auto: measuring would cost more than it can win in fewer than {_FEW} evaluations"
+    return "auto: memory for one row" if machine.most is not None and machine.most < 2 else None
+
+
 class Asked:
     """The window as :func:`next_window` has it, behind the face that :class:`Pilot` has too."""
 
@@ -121,11 +137,19 @@ class Pilot:
 
     Args:
         question: what is run. machine: what is known of it, by more than one call. timed: its ``spent`` are the model's
-            seconds, as far as it tells. opened: what was measured and evaluated before, by one call each.
+            seconds, as far as it tells. opened: what was measured and evaluated before, by one call each. asked: the
+            most rows that were asked for, None for no limit.
     """
 
-    def __init__(self, question: Question, machine: Machine, timed: Timed, opened: Shared | None = None) -> None:
-        self._timed, self._opened = timed, opened
+    def __init__(
+        self,
+        question: Question,
+        machine: Machine,
+        timed: Timed,
+        opened: Shared | None = None,
+        asked: int | None = None,
+    ) -> None:
+        self._timed, self._opened, self._asked = timed, opened, asked
         given = [(rows, seconds) for rows, seconds in machine.latencies.items() for _ in range(2)]
         self._begin(question, machine, [*given, *(() if opened is None else opened.calls)])
 
@@ -162,13 +186,9 @@ class Pilot:
         """The next round's window and why; ``frozen`` rows are final."""
         self._spent, self._recalls = self._timed.spent, self._recalled()
         left = self._question.total - frozen
-        most = self._machine.most
-        if self._question.tolerance == 0:
-            return 1, "auto: at tolerance 0 no window saves a round"
-        if not self._given and self._question.total < _FEW:
-            return 1, f"auto: measuring would cost more than it can win in fewer than {_FEW} evaluations"
-        if most is not None and most < 2:
-            return 1, "auto: memory for one row"
+        why = row_by_row(self._question, self._machine, self._asked)
+        if why is not None:
+            return 1, why
         if left < 2:
             return 1, "auto: one row left"
         if 1 not in self._seconds or self._late_start():

@@ -2,9 +2,10 @@
 
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
-import { LiveView } from "./live_view.js";
+import { GOING_ON, LiveView } from "./live_view.js";
 
 const EVENT = "paratafusion.progress";
+const BEGUN = "paratafusion.begun";
 /** The host's own, when a queued graph has ended. */
 const ENDS = ["execution_success", "execution_error", "execution_interrupted"];
 /** Milliseconds in which a run's last message may come behind the end of its graph. */
@@ -52,8 +53,15 @@ function take(message) {
 /** Runs of a graph that has ended cannot go on: their last message was lost. */
 function endAll(prompt) {
   for (const message of [...remembered.values()]) {
-    const goesOn = message.state === "running" || message.state === "sequential";
-    if (goesOn && message.prompt === prompt) take({ ...message, state: "stopped" });
+    if (GOING_ON.has(message.state) && message.prompt === prompt) take({ ...message, state: "stopped" });
+  }
+}
+
+/** The host had the results of these nodes and does not run them: after a reload nothing else tells of that. */
+function takeCached(nodes = []) {
+  for (const id of nodes) {
+    const view = views.get(nodeAt(id));
+    if (view?.idle) view.show({ state: "cached" });
   }
 }
 
@@ -63,6 +71,22 @@ function makeRoom(node) {
   const [width, height] = node.computeSize();
   node.setSize([Math.max(node.size[0], width), Math.max(node.size[1], height)]);
   node.graph.setDirtyCanvas(true, true);
+}
+
+/** Zooming the classic canvas, and moving it with the middle button, go on over the widget. */
+function letThrough(element) {
+  const pass = (kind, take, wanted = () => true) =>
+    element.addEventListener(
+      kind,
+      (event) => {
+        if (wanted(event) && element.closest(".dom-widget")) app.canvas?.[take]?.(event);
+      },
+      { passive: false }, // the canvas keeps the browser from zooming the page
+    );
+  pass("wheel", "processMouseWheel");
+  pass("pointerdown", "processMouseDown", (event) => event.button === 1);
+  pass("pointermove", "processMouseMove", (event) => (event.buttons & 4) !== 0);
+  pass("pointerup", "processMouseUp", (event) => event.button === 1);
 }
 
 function addView(node) {
@@ -76,14 +100,7 @@ function addView(node) {
   });
   widget.serialize = false; // the saved workflow; the option above is the queued prompt
   widget.label = " "; // where a frontend writes a name beside it
-  view.element.addEventListener(
-    "wheel",
-    (event) => {
-      // zooming the classic canvas goes on over the widget
-      if (view.element.closest(".dom-widget")) app.canvas?.processMouseWheel?.(event);
-    },
-    { passive: true },
-  );
+  letThrough(view.element);
   if (node.size[0] < WIDTH) node.setSize([WIDTH, node.size[1]]);
   views.set(node, view);
   const { onAdded, onRemoved } = node;
@@ -109,6 +126,8 @@ app.registerExtension({
   setup() {
     addStyles();
     api.addEventListener(EVENT, ({ detail }) => take(detail));
+    api.addEventListener(BEGUN, ({ detail }) => take({ ...detail, state: "starting" }));
+    api.addEventListener("execution_cached", ({ detail }) => takeCached(detail?.nodes));
     for (const end of ENDS) {
       api.addEventListener(end, ({ detail }) => setTimeout(endAll, GRACE, detail?.prompt_id));
     }

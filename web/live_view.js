@@ -9,7 +9,8 @@ const TALL = 24;
 const SEPARATE = 64;
 /** Shades of the rows that are still moving, from nearly final to far. */
 const SHADES = 4;
-const GOING_ON = new Set(["running", "sequential"]);
+/** States of a run that has not ended. */
+export const GOING_ON = new Set(["starting", "running", "sequential"]);
 
 const block = (from, to, height) => (to > from ? `M${from} ${TALL}V${TALL - height}H${to}V${TALL}Z` : "");
 
@@ -87,6 +88,11 @@ export class LiveView {
       if (this.#seen) this.#ask();
     });
     this.#draw();
+  }
+
+  /** Whether no run was shown yet. */
+  get idle() {
+    return this.#message.state === "idle";
   }
 
   /** Draw whenever it can be seen, from now on; not after {@link LiveView#dispose}, until asked again. */

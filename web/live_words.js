@@ -17,12 +17,19 @@ function speaker(locale) {
 /** Steps where the sampler evaluates the model once a step, evaluations where it does more often. */
 const unitOf = (message) => (message.rows === message.steps ? "step" : "evaluation");
 
+/** States of a solver's own run, of which rounds and rows tell. */
+const SOLVED = new Set(["running", "sketch", "stopped", "done"]);
+
 function titleOf(message, { say, many }) {
   const n = count(message.round);
   const rounds = many("round", n);
   switch (message.state) {
     case "running":
       return say("running", { n });
+    case "starting":
+      return say("begun");
+    case "cached":
+      return say("cached");
     case "sequential":
       return say("sequential");
     case "sketch":
@@ -53,7 +60,7 @@ function progressOf(message, { say, many }) {
 function effortOf(message, { say, many }) {
   if (message.state === "idle") return say("hint");
   const rows = count(message.rows);
-  if (!rows || message.plain || message.state === "sequential") return "";
+  if (!rows || message.plain || !SOLVED.has(message.state)) return "";
   return say("effort", { rows: many("row", count(message.nfe)), whole: many(unitOf(message), rows) });
 }
 
@@ -61,7 +68,7 @@ function effortOf(message, { say, many }) {
 function gainOf(message, { say }) {
   if (message.state === "running" && knowsSpeed(message)) return say("speed", { n: message.speedup.toFixed(1) });
   const rounds = count(message.round);
-  if (message.plain || message.state === "sequential" || !rounds) return "";
+  if (message.plain || !SOLVED.has(message.state) || !rounds) return "";
   const own = count(message.frozen) - count(message.start); // not what an earlier run had made final
   return say(`${unitOf(message)}sPerCall`, { n: (own / rounds).toFixed(1) });
 }

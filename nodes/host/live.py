@@ -12,7 +12,7 @@ from ...paratafusion_core import Progress, Report
 from .notify import Place
 from .pace import Pace, pace_of
 
-EVENT = "paratafusion.progress"
+EVENT, BEGUN = "paratafusion.progress", "paratafusion.begun"
 #: A residual of the tolerance is level 0, one of this many decades above it, or more, is level 1.
 _DECADES = 3.0
 #: Stands in for the tolerance 0 of the exact preset.
@@ -55,6 +55,11 @@ class Live:
     def shown(self) -> bool:
         """Whether a widget shows this run."""
         return self._place is not None
+
+    def starting(self) -> None:
+        """Tell that the first round is under way: it may take long, and the widget shows the run before."""
+        if self._place is not None:
+            self._place.send(BEGUN, self._whose(self._place))
 
     def begin(self, row_seconds: float | None) -> None:
         """The rounds of a parallel run begin; ``row_seconds`` is what a call for one row has taken before, if known."""
@@ -110,8 +115,10 @@ class Live:
             self._must(**{**self._known, "state": "stopped"})
             return
         plain = report.fallback is not None or report.solver == "sequential"
+        final, now = report.status == "converged", self._pace.clock()
         speedup = report.predicted_speedup
-        final = report.status == "converged"
+        if speedup is None and final and not plain:  # no call for one row in this run
+            speedup = self._speedup(report.sequential_nfe, now)
         self._must(
             state="done" if final else "sketch",
             plain=plain,
@@ -128,6 +135,9 @@ class Live:
             speedup=speedup if speedup is not None and math.isfinite(speedup) else None,
         )
 
+    def _whose(self, place: Place) -> dict[str, Any]:
+        return {"node": place.shown, "workflow": place.workflow, "prompt": place.prompt, "steps": self._steps}
+
     def _must(self, **message: Any) -> None:
         self._tell(self._pace.clock(), True, **message)
 
@@ -136,6 +146,5 @@ class Live:
         if place is None:
             return
         self._known = message
-        whose = {"node": place.shown, "workflow": place.workflow, "prompt": place.prompt, "steps": self._steps}
-        whole = {**whose, **message, "jumps": list(message.get("jumps", []))}
+        whole = {**self._whose(place), **message, "jumps": list(message.get("jumps", []))}
         self._pace.tell(lambda: place.send(EVENT, whole), now, must)

@@ -31,7 +31,8 @@ def check_path(label: str, path: str) -> str:
     """
     parts = path.replace("\\", "/").split("/")
     faults = [_fault(part) or _unfit(part) for part in parts]
-    fault = "it is absolute" if not parts[0] or path[1:2] == ":" else next((f for f in faults if f), None)
+    absolute = bool(path.strip()) and (not parts[0] or path[1:2] == ":")
+    fault = "it is absolute" if absolute else next((f for f in faults if f), None)
     return _accepted(label, path, fault, "names of folders and a file with / between them are allowed")
 
 

@@ -308,6 +308,7 @@ class _Run:
         # where noise is left over, the denoised picture is what an artist can look at
         left = float(captured.schedule[-1]) >= 1e-2
         shown = _LastStep(denoise, batched, float(captured.schedule[-2])) if left else None
+        run.live.starting()
         run.live.begin(known.seconds.get(1))
         try:
             with tqdm(total=run.steps, disable=run.disable) as bar:

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from .. import options as choices
 from ..cli.sample import Task
+from ..devices import check_device
 from ..errors import check_count
 from ..files import check_folder, write_text
 from ..options import Options
@@ -22,8 +23,8 @@ from ..plots import save_png
 from ..report import Report, fidelity
 from ..solve import Progress, solve
 from . import curves, table
-from .journal import Journal, open_journal
-from .problems import MODELS, Setting, check_device, make_task, prompt_of
+from .journal import Journal, Number, open_journal
+from .problems import MODELS, Setting, make_task, prompt_of
 
 #: A picture shown during the run counts as good from here on.
 GOOD_DB = 40.0
@@ -49,6 +50,17 @@ class Case:
 
 
 KEYS = ("model", "sampler", "schedule", "steps", "cfg", "window", "solver", "preset", "rows", "seed")
+FIGURES = {
+    "rounds": int,
+    "nfe": int,
+    "sequential_nfe": int,
+    "seconds": Number,
+    "sequential_seconds": Number,
+    "psnr_db": Number | None,
+    "good_round": int | None,
+    "psnr_per_round": list,
+    "doubt": str | None,
+}
 
 SOLVERS = ("quasi-newton", "parataa", "picard")
 QUICK = (
@@ -108,7 +120,7 @@ def run(arguments: argparse.Namespace) -> None:
     seeds = check_count("seeds", 8 if arguments.seeds is None else arguments.seeds)
     out, device = check_folder(arguments.out), check_device(arguments.device)
     cases = cases_of(suite, arguments.model)
-    journal = open_journal(arguments.resume, out / f"{suite}.jsonl", KEYS)
+    journal = open_journal(arguments.resume, out / f"{suite}.jsonl", KEYS, FIGURES)
     play(cases, seeds, journal, device)
     out.mkdir(parents=True, exist_ok=True)
     listing = table.cases(journal.rows)

@@ -5,7 +5,6 @@ The classes are those of diffusers (extra ``bench``). Random weights make no pic
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..denoisers import Denoise, from_network, guided
+from .extra import require
 
 CFG = 4.0
 #: Class labels of ImageNet, and the one of the unconditional half.
@@ -113,10 +113,7 @@ def require_diffusers() -> Any:
     Raises:
         ValueError: it is not installed.
     """
-    try:
-        return importlib.import_module("diffusers")
-    except ImportError:
-        raise ValueError("suite is 'speed'; it needs diffusers: pip install \"paratafusion[bench]\"") from None
+    return require("speed", "diffusers")[0]
 
 
 def build(spec: Spec, device: torch.device) -> Network:

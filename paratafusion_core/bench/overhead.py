@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from ..schedules import SIGMA_MAX, karras
 from ..schemes import ddim
 from ..solve import Progress, solve
 from ..system import System
+from .hardware import synchronise
 
 _SEED = 20_240_709
 
@@ -77,7 +78,7 @@ def measure_overhead(
 
 def _run(system: System, options: Options, callback: bool, start: Tensor) -> list[tuple[float, float]]:
     """Seconds between the model calls of one run, of the rounds whose window was full: wall, and this thread's."""
-    wait: Callable[[], None] = torch.cuda.synchronize if start.device.type == "cuda" else (lambda: None)
+    wait = partial(synchronise, start.device)
     gaps: list[tuple[float, float]] = []
     left: list[tuple[float, float]] = []
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ..schedules import sigma_of
+from .extra import require
 
 #: ``(x [N, ...] VP-scaled, timestep [N], context [N, V]) -> v [N, ...]``, as the demo network is.
 Network = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -29,14 +30,7 @@ def diffusers() -> Any:
     Raises:
         ValueError: it is not installed.
     """
-    try:
-        library = importlib.import_module("diffusers")
-        importlib.import_module("transformers")
-    except ImportError as error:
-        raise ValueError(
-            "suite is 'peers'; diffusers and transformers are needed, as of `pip install -e '.[bench]'` on Python 3.11 "
-            f"or newer ({error})"
-        ) from None
+    library, _ = require("peers", "diffusers", "transformers")
     library.utils.logging.set_verbosity_error()
     return library
 

@@ -23,7 +23,7 @@ from ..options import Options
 from ..report import fidelity
 from ..solve import solve
 from . import paradigms
-from .journal import Journal, Row, open_journal
+from .journal import Journal, Number, Row, open_journal
 from .problems import network, prompt_of
 from .table import grid, grouped, mean, psnr
 
@@ -45,6 +45,7 @@ TOLERANCES = (0.1, 0.01)
 SOLVERS = ("picard-eps", "picard", "parataa", "quasi-newton")
 RUNS = (("ddim", 50, 4.0), ("ddim", 100, 4.0), ("ddpm", 50, 4.0), ("ddim", 50, 7.5))
 KEYS = ("sampler", "steps", "cfg", "window", "who", "seed")
+FIGURES = {"rounds": int, "nfe": int, "sequential_nfe": int, "psnr_db": Number | None, "sequential_max_abs": Number}
 
 
 def cases() -> Iterator[Case]:
@@ -74,7 +75,7 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.device != "cpu" or set(arguments.model or ("demo",)) != {"demo"}:
         raise ValueError("suite is 'peers'; device cpu and model demo are allowed with it")
     paradigms.diffusers()
-    journal = open_journal(arguments.resume, out / "peers.jsonl", KEYS)
+    journal = open_journal(arguments.resume, out / "peers.jsonl", KEYS, FIGURES)
     meet(list(cases()), seeds, journal)
     out.mkdir(parents=True, exist_ok=True)
     text = markdown(journal.rows)

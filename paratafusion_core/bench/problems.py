@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
-import torch
 from torch import Tensor
 
 from ..cli.sample import SAMPLERS, Task
@@ -95,16 +94,3 @@ def make_task(setting: Setting, seed: int, device: str = "cpu") -> Task:
     x0 = (start * (1.0 if setting.flow else float(sigmas[0]))).to(device)
     system = SAMPLERS[setting.sampler](x0, sigmas, noise.to(device), setting.flow)
     return Task(system, denoise, peak, rms, setting.flow)
-
-
-def check_device(name: str) -> str:
-    """``name`` of a device that torch has here.
-
-    Raises:
-        ValueError: it has none of that name.
-    """
-    try:
-        torch.empty(1, device=name)
-    except (RuntimeError, AssertionError, ValueError):
-        raise ValueError(f"device is {name!r}; a device that this torch can use is allowed, such as cpu") from None
-    return name

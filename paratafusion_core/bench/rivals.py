@@ -16,6 +16,7 @@ from tqdm import tqdm
 from .. import options as choices
 from .. import schemes
 from ..cli.sample import Task
+from ..devices import check_device
 from ..errors import check_count
 from ..files import check_folder, write_text
 from ..noise import draw
@@ -25,8 +26,8 @@ from ..schedules import SCHEDULES
 from ..solve import solve
 from ..system import System
 from . import shortcuts
-from .journal import Journal, Row, open_journal
-from .problems import Setting, check_device, make_task, prompt_of
+from .journal import Journal, Number, Row, open_journal
+from .problems import Setting, make_task, prompt_of
 from .shortcuts import Outcome
 from .table import grid, grouped, mean, psnr
 from .unipc import unipc
@@ -129,6 +130,7 @@ def entries(setting: Setting) -> Iterator[tuple[str, float, Rival]]:
 
 
 KEYS = ("model", "sampler", "schedule", "steps", "cfg", "rival", "size", "seed")
+FIGURES = {"nfe": int, "psnr_db": Number | None}
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -140,7 +142,7 @@ def run(arguments: argparse.Namespace) -> None:
     seeds = check_count("seeds", 16 if arguments.seeds is None else arguments.seeds)
     out, device = check_folder(arguments.out), check_device(arguments.device)
     settings = [Setting(m, *list(asdict(c).values())[1:]) for m in arguments.model or ("demo",) for c in CASES]
-    journal = open_journal(arguments.resume, out / "rivals.jsonl", KEYS)
+    journal = open_journal(arguments.resume, out / "rivals.jsonl", KEYS, FIGURES)
     compete(settings, seeds, journal, device)
     out.mkdir(parents=True, exist_ok=True)
     text = markdown(journal.rows)

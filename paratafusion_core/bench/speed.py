@@ -23,7 +23,7 @@ from tqdm import tqdm
 from .. import options as choices
 from ..cli.sample import Task
 from ..denoisers import Denoise
-from ..devices import send
+from ..devices import check_device, send
 from ..errors import check_count
 from ..files import check_folder, write_text
 from ..options import Options
@@ -36,7 +36,7 @@ from .journal import Journal, Row
 from .networks import LARGE, SMALL, Network, Spec, build, require_diffusers, stream
 from .overhead import measure_overhead
 from .predict import Plan, Run, best_plans
-from .problems import Setting, check_device, make_task
+from .problems import Setting, make_task
 
 SETTING = Setting("demo", "ddim", "normal", 50, 4.0)
 #: Plans that are replayed.
@@ -282,20 +282,14 @@ def _row(plan: Plan, tape: Tape, latency: Latency | None, sequential: float | No
     }
 
 
-def _device(arguments: argparse.Namespace) -> torch.device:
-    device = torch.device(check_device(arguments.device))
-    if device.type == "meta":
-        raise ValueError("device is 'meta'; a device that computes is allowed, such as cpu or cuda")
-    return device
-
-
 def run(arguments: argparse.Namespace) -> None:
     """The suite: networks of full size on an accelerator, small ones of the same classes on a CPU.
 
     Raises:
-        ValueError: the device is not there, diffusers is not installed, or an option belongs to another suite.
+        ValueError: the device is not there, diffusers is not installed, an option belongs to another suite, or the
+            folder holds an earlier run.
     """
-    device = _device(arguments)
+    device = torch.device(check_device(arguments.device))
     seeds = check_count("seeds", 16 if arguments.seeds is None else arguments.seeds)
     for name in ("resume", "model"):
         if getattr(arguments, name, None) is not None:

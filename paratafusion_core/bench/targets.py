@@ -13,14 +13,15 @@ from dataclasses import asdict, replace
 import torch
 from tqdm import tqdm
 
+from ..devices import check_device
 from ..errors import check_count
 from ..files import check_folder, write_text
 from ..options import Options
 from ..report import fidelity
 from ..solve import solve
-from .journal import Journal, Row, open_journal
-from .problems import Setting, check_device, make_task, prompt_of
-from .table import CAP_DB, grid, grouped, mean, psnr
+from .journal import Journal, Number, Row, open_journal
+from .problems import Setting, make_task, prompt_of
+from .table import grid, grouped, mean, psnr
 
 FIRST = 10_000
 LONG = (
@@ -49,6 +50,7 @@ CASES: tuple[tuple[tuple[Setting, ...], tuple[Aim, ...]], ...] = (
 #: An estimate is near, or far too high, from so many dB on.
 NEAR_DB, FAR_DB = 3.0, 6.0
 KEYS = ("model", "sampler", "schedule", "steps", "cfg", "window", "target_db", "seed")
+FIGURES = {"rounds": int, "nfe": int, "sequential_nfe": int, "estimated_db": Number | None, "psnr_db": Number | None}
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -59,7 +61,7 @@ def run(arguments: argparse.Namespace) -> None:
     """
     seeds = check_count("seeds", 12 if arguments.seeds is None else arguments.seeds)
     out, device = check_folder(arguments.out), check_device(arguments.device)
-    journal = open_journal(arguments.resume, out / "targets.jsonl", KEYS)
+    journal = open_journal(arguments.resume, out / "targets.jsonl", KEYS, FIGURES)
     models = arguments.model or ("demo",)
     work = [
         (replace(setting, model=model), seed, aims)
@@ -124,8 +126,8 @@ def markdown(rows: Sequence[Row]) -> str:
 
 
 def too_high(row: Row) -> float:
-    """dB by which the estimate is above the truth; 0 where both are ``CAP_DB`` and more."""
-    return min(float(row["estimated_db"]), CAP_DB) - psnr(row)
+    """dB by which the estimate is above the truth; 0 where both are ``table.CAP_DB`` and more."""
+    return psnr({"psnr_db": row["estimated_db"]}) - psnr(row)
 
 
 def _share(values: Iterable[bool]) -> str:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..devices import double, send
 from ..system import System
 
 
@@ -30,7 +31,8 @@ def unipc(x0: Tensor, sigmas: Tensor, *, flow: bool = False) -> System:
         evaluated[k + 1] = steps.predicted(state, k)
         if k + 1 < K:  # the last state is not evaluated
             state = steps.corrected(state, evaluated[k + 1], k)
-    S = torch.stack([float(c) * x0.double() for c in evaluated[:, 0]]).to(x0.dtype)
+    start = double(x0)
+    S = send(torch.stack([float(c) * start for c in evaluated[:, 0]]), x0)
     return System(S, evaluated[:, 1:], levels[:-1], sampler="unipc")
 
 

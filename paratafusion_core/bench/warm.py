@@ -19,6 +19,7 @@ from tqdm import tqdm
 from ..cli.sample import SAMPLERS, Task
 from ..demo import model
 from ..demo.prompt import COLOURS, SHAPES
+from ..devices import check_device
 from ..errors import check_count
 from ..files import check_folder, write_text
 from ..noise import draw
@@ -27,12 +28,20 @@ from ..report import fidelity
 from ..schedules import SCHEDULES
 from ..solve import Solution, solve
 from ..trajectory import Trajectory
-from .journal import Journal, Row, open_journal
-from .problems import check_device, network, prompt_of
+from .journal import Journal, Number, Row, open_journal
+from .problems import network, prompt_of
 from .table import grid, grouped, mean, psnr
 
 WINDOWS: tuple[int | str, ...] = (8, "full")
 KEYS = ("edit", "window", "seed")
+FIGURES = {
+    "cold_rounds": int,
+    "warm_rounds": int,
+    "cold_nfe": int,
+    "warm_nfe": int,
+    "cold_psnr_db": Number | None,
+    "warm_psnr_db": Number | None,
+}
 #: Seeds of the second noise lie this far from those of the first.
 _OTHER = 1000
 
@@ -113,7 +122,7 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.model and list(arguments.model) != ["demo"]:
         raise ValueError(f"model is {' '.join(arguments.model)!r}; demo is allowed for suite warm")
     out, device = check_folder(arguments.out), check_device(arguments.device)
-    journal = open_journal(arguments.resume, out / "warm.jsonl", KEYS)
+    journal = open_journal(arguments.resume, out / "warm.jsonl", KEYS, FIGURES)
     play(seeds, journal, device)
     out.mkdir(parents=True, exist_ok=True)
     text = markdown(journal.rows)

@@ -10,4 +10,4 @@ from ..bench import SUITES
 
 def run(arguments: argparse.Namespace) -> None:
     """The command. Raises ValueError on bad input, before anything is written."""
-    importlib.import_module(f"...bench.{SUITES[arguments.suite]}", __name__).run(arguments)
+    importlib.import_module(f"...bench.{SUITES[arguments.suite].module}", __name__).run(arguments)

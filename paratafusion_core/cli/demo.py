@@ -11,7 +11,7 @@ from ..demo import model
 from ..files import check_folder, write_json
 from ..options import Options
 from ..plots import convergence, picture, save_png
-from ..report import Report
+from ..report import Report, in_decibels
 from ..solve import Solution
 from .sample import make_task, play
 
@@ -53,7 +53,7 @@ def run(arguments: argparse.Namespace) -> None:
         return
     print(f'"{arguments.prompt}", DDIM, {arguments.steps} steps, CFG 4, seed {arguments.seed}, on the CPU\n')
     print(table(reports))
-    print(f"\nrounds: batched model calls; rows: evaluations in them. Pictures in {out.name}/: sequential.png,")
+    print(f"\nrounds: batched model calls; rows: evaluations in them. Pictures in {arguments.out}: sequential.png,")
     print("parallel.png, convergence.png. A CPU has no spare width: there, rows decide the seconds, not rounds.")
 
 
@@ -61,7 +61,7 @@ def table(reports: dict[str, Report]) -> str:
     """The runs as an aligned text table."""
     lines = [("", "rounds", "rows", "seconds", "PSNR")]
     for label, report in reports.items():
-        psnr = "reference" if report.psnr_db is None else f"{report.psnr_db:.1f} dB"
+        psnr = "reference" if report.psnr_db is None else in_decibels(report.psnr_db)
         lines.append((label, str(report.rounds), str(report.nfe), f"{report.seconds:.2f}", psnr))
     widths = [max(len(line[i]) for line in lines) for i in range(5)]
     return "\n".join(

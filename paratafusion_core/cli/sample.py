@@ -6,7 +6,6 @@ import argparse
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,6 +21,7 @@ from ..files import check_folder, write_json, write_tensors
 from ..noise import draw
 from ..options import Options
 from ..plots import picture, save_png
+from ..report import in_decibels
 from ..schedules import SCHEDULES
 from ..solve import Progress, Solution, solve
 from ..system import System
@@ -159,10 +159,10 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.json:
         print(json.dumps(report.to_dict()))
     else:
-        _tell(solution, out)
+        _tell(solution, arguments.out)
 
 
-def _tell(solution: Solution, out: Path) -> None:
+def _tell(solution: Solution, out: str) -> None:
     report = solution.report
     line = f"{report.sampler}: {report.rounds} rounds, {report.nfe} rows evaluated ({report.sequential_nfe} one by one)"
     print(f"{line}, {report.seconds:.2f} s, {report.status}")
@@ -175,8 +175,8 @@ def _tell(solution: Solution, out: Path) -> None:
         print(f"plan: {report.plan}")
     if report.measured_speedup is not None:
         print(f"{report.measured_speedup:.2f} times as fast as one by one (measured, this run)")
-    if report.max_abs is not None:
-        psnr = "equal" if report.psnr_db == float("inf") else f"PSNR {report.psnr_db:.1f} dB"
+    if report.max_abs is not None and report.psnr_db is not None:
+        near = ("" if report.max_abs == 0 else "PSNR ") + in_decibels(report.psnr_db)
         kernels = f"kernels alone {report.kernel_floor:.2e}"
-        print(f"against sequential: {psnr}, largest difference {report.max_abs:.2e} ({kernels})")
-    print(f"written to {out.resolve().name}/: result.png, result.safetensors, report.json")
+        print(f"against sequential: {near}, largest difference {report.max_abs:.2e} ({kernels})")
+    print(f"written to {out}: result.png, result.safetensors, report.json")

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..denoisers import Denoise
+from ..devices import double, send
 from ..errors import check_count, check_real
 from .prompt import SHAPES
 from .shapes import SIDE, render
@@ -65,7 +66,7 @@ class Ideal:
     def denoiser(self, label: int, cfg: float = 1.0, flow: bool = False) -> Denoise:
         """``denoise(x [W, B, *shape], sigma [W])`` for a class, guided: ``D_all + cfg (D_class - D_all)``.
 
-        Computed in float64 and returned in x's dtype; with ``flow``, x is ``(1 - sigma) x0 + sigma eps``.
+        Computed in float64 (of MPS on the CPU) and returned like x; with ``flow``, x is ``(1 - sigma) x0 + sigma eps``.
 
         Raises:
             ValueError: ``cfg`` is not finite, or there is no such class.
@@ -77,15 +78,15 @@ class Ideal:
         half = (self.images**2).sum(1) / 2
 
         def denoise(x: Tensor, sigma: Tensor) -> Tensor:
-            images, norms, own = (t.to(x.device) for t in (self.images, half, chosen))
-            level = sigma.to(x.device, torch.float64).reshape(-1, 1, 1)
+            flat = double(x.flatten(2))
+            images, norms, own = (t.to(flat.device) for t in (self.images, half, chosen))
+            level = double(sigma).to(flat.device).reshape(-1, 1, 1)
             alpha = 1 - level if flow else torch.ones_like(level)
-            flat = x.flatten(2).double()
             score = (alpha * (flat @ images.T) - alpha**2 * norms) / level.clamp(min=1e-12) ** 2
             weights = torch.softmax(score.masked_fill(~own, -torch.inf), -1)
             if cfg != 1.0:
                 whole = torch.softmax(score, -1)
                 weights = whole + cfg * (weights - whole)
-            return (weights @ images).to(x.dtype).reshape(x.shape)
+            return send(weights @ images, x).reshape(x.shape)
 
         return denoise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -42,12 +43,13 @@ class Mixture:
         check_real("power", power)
         if modes % classes:
             raise ValueError(f"classes is {classes}; a divisor of modes, {modes}, is allowed")
-        size = int(torch.tensor(shape).prod())
-        spectrum = torch.arange(1, size + 1, dtype=torch.float64) ** -power
+        size = math.prod(shape)
+        spectrum = torch.arange(1, size + 1, dtype=torch.float64, device="cpu") ** -power
         spectrum = spectrum / spectrum.mean()
         generator = torch.Generator().manual_seed(seed)
-        means = torch.randn(modes, size, generator=generator, dtype=torch.float64) * (0.75 * spectrum).sqrt()
-        return Mixture(means, 0.25 * spectrum, torch.arange(modes) % classes, shape)
+        unit = torch.randn(modes, size, generator=generator, dtype=torch.float64, device="cpu")
+        means = unit * (0.75 * spectrum).sqrt()
+        return Mixture(means, 0.25 * spectrum, torch.arange(modes, device="cpu") % classes, shape)
 
     @property
     def classes(self) -> int:

@@ -29,7 +29,8 @@ def load(path: Path = WEIGHTS, dtype: torch.dtype = torch.float32, device: str |
     """
     if not path.is_file():
         raise ValueError(f"weights {path.name} is no file; the file of `paratafusion train-demo` is allowed")
-    network = DemoNet()
+    with torch.device("cpu"):  # whatever the default device
+        network = DemoNet()
     try:
         network.load_state_dict(load_file(str(path)))
     except (SafetensorError, RuntimeError) as error:

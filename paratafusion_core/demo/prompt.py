@@ -71,7 +71,7 @@ def encode(prompt: str) -> Tensor:
     Raises:
         ValueError: see :func:`words_of`.
     """
-    vector = torch.zeros(len(VOCABULARY))
+    vector = torch.zeros(len(VOCABULARY), device="cpu")
     for word in words_of(prompt):
         vector[_INDEX[word]] = 1.0
     return vector

@@ -23,7 +23,8 @@ PALETTE = torch.tensor(
         [0.96, 0.86, 0.12],
         [0.90, 0.16, 0.82],
         [0.96, 0.96, 0.96],
-    ]
+    ],
+    device="cpu",
 )
 
 
@@ -66,10 +67,10 @@ def render(count: int, generator: torch.Generator, mention: float = 0.85) -> Bat
     """``count`` random pictures; each attribute enters ``context`` with probability ``mention``."""
 
     def uniform(low: float, high: float, *shape: int) -> Tensor:
-        return torch.rand(count, *shape, generator=generator) * (high - low) + low
+        return torch.rand(count, *shape, generator=generator, device="cpu") * (high - low) + low
 
     def pick(n: int) -> Tensor:
-        return torch.randint(n, (count,), generator=generator)
+        return torch.randint(n, (count,), generator=generator, device="cpu")
 
     size, colour, shape = pick(2), pick(len(COLOURS)), pick(len(SHAPES))
     column, row, background = pick(3) - 1, pick(3) - 1, pick(2)
@@ -81,7 +82,7 @@ def render(count: int, generator: torch.Generator, mention: float = 0.85) -> Bat
     cy = middle + row * reach + uniform(-1.2, 1.2)
     angle = uniform(-0.16, 0.16)
 
-    grid = torch.arange(SIDE, dtype=torch.float32)
+    grid = torch.arange(SIDE, dtype=torch.float32, device="cpu")
     gy, gx = (g.reshape(1, -1) for g in torch.meshgrid(grid, grid, indexing="ij"))
     dx, dy = gx - cx[:, None], gy - cy[:, None]
     cos, sin = angle.cos()[:, None], angle.sin()[:, None]
@@ -100,10 +101,10 @@ def render(count: int, generator: torch.Generator, mention: float = 0.85) -> Bat
     picture = torch.lerp(ground, paint[:, :, None] * light[:, None, :], coverage[:, None, :])
     images = (picture.clamp(0, 1) * 2 - 1).reshape(count, 3, SIDE, SIDE)
 
-    context = torch.zeros(count, len(VOCABULARY))
+    context = torch.zeros(count, len(VOCABULARY), device="cpu")
 
     def name(words: tuple[str, ...], index: Tensor, where: Tensor | None = None) -> None:
-        mentioned = torch.rand(count, generator=generator) < mention
+        mentioned = torch.rand(count, generator=generator, device="cpu") < mention
         mentioned = mentioned if where is None else mentioned & where
         rows = mentioned.nonzero()[:, 0]
         context[rows, index[rows] + VOCABULARY.index(words[0])] = 1.0

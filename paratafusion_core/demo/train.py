@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -54,12 +55,13 @@ def noised(images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, 
     Timesteps are stratified over [0, 999], which lowers the variance of the loss.
     """
     count = images.shape[0]
-    strata = (torch.randperm(count, generator=generator) + torch.rand(count, generator=generator)) / count
+    order = torch.randperm(count, generator=generator, device="cpu")
+    strata = (order + torch.rand(count, generator=generator, device="cpu")) / count
     timestep = strata * (TIMESTEPS - 1)
     ve = sigma_of(timestep)
     alpha = (1 / (1 + ve**2).sqrt()).float()[:, None, None, None]
     sigma = alpha * ve.float()[:, None, None, None]
-    eps = torch.randn(images.shape, generator=generator)
+    eps = torch.randn(images.shape, generator=generator, device="cpu")
     return alpha * images + sigma * eps, timestep, alpha * eps - sigma * images
 
 
@@ -68,15 +70,26 @@ def save_weights(network: DemoNet, path: Path) -> None:
     write_tensors(path, {k: v.half() for k, v in network.state_dict().items()})
 
 
+class Trained(NamedTuple):
+    """The file of the averaged weights, and the step that they are of."""
+
+    weights: Path
+    step: int
+
+
 def train(
     out: Path,
     recipe: Recipe = Recipe(),
     device: str = "cpu",
     progress: Callable[[int, float], None] | None = None,
-) -> Path:
-    """Train, or resume from ``out/checkpoint.pt``; returns the path of ``out/demo.safetensors``.
+) -> Trained:
+    """Train, or resume from ``out/checkpoint.pt``, and write ``out/demo.safetensors``.
 
-    ``progress(step, loss)`` is called after every step with a running mean of the loss.
+    ``progress(step, loss)`` is called after every step with a running mean of the loss. A checkpoint at or beyond
+    ``recipe.steps`` is trained no further; its weights are written.
+
+    Raises:
+        ValueError: the checkpoint is damaged, or none of this network's.
     """
     out.mkdir(parents=True, exist_ok=True)
     checkpoint, weights = out / "checkpoint.pt", out / "demo.safetensors"
@@ -87,17 +100,27 @@ def train(
     optimiser = torch.optim.AdamW(network.parameters(), lr=recipe.lr, betas=(0.9, 0.99), weight_decay=0.01)
     start, running = 0, math.nan
     if checkpoint.exists():
-        state = torch.load(checkpoint, map_location=device, weights_only=True)
-        network.load_state_dict(state["network"])
-        average.load_state_dict(state["average"])
-        optimiser.load_state_dict(state["optimiser"])
-        start, running = state["step"], state["loss"]
+        try:
+            state = torch.load(checkpoint, map_location=device, weights_only=True)
+            network.load_state_dict(state["network"])
+            average.load_state_dict(state["average"])
+            optimiser.load_state_dict(state["optimiser"])
+            start, running = int(state["step"]), float(state["loss"])
+        except OSError:
+            raise
+        except Exception as error:  # on damaged bytes an unpickler raises whatever it comes upon
+            raise ValueError(
+                f"checkpoint {str(checkpoint)!r} is damaged or another network's ({type(error).__name__}); one that "
+                "train-demo wrote is allowed, or none, to begin anew"
+            ) from None
+    if start >= recipe.steps:
+        save_weights(average, weights)
 
     for step in range(start, recipe.steps):
         # a generator per step: a resumed run sees the pictures that an unbroken one would have seen
         generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)
         batch = render(recipe.batch, generator)
-        keep = torch.rand(recipe.batch, 1, generator=generator) >= recipe.drop
+        keep = torch.rand(recipe.batch, 1, generator=generator, device="cpu") >= recipe.drop
         x, timestep, target = noised(batch.images, generator)
         x = x.to(device, memory_format=torch.channels_last)
         predicted = network(x, timestep.to(device), (batch.context * keep).to(device))
@@ -121,4 +144,4 @@ def train(
             with replacing(checkpoint) as scratch:
                 torch.save(state, scratch)
             save_weights(average, weights)
-    return weights
+    return Trained(weights, max(start, recipe.steps))

@@ -8,12 +8,16 @@ from .newton import TriangularNewton
 from .parataa import ParaTAA
 
 
-def make(options: Options, warm: bool = False) -> Solver:
-    """The solver that ``options`` name, with their hyper-parameters, for a cold or a warm start."""
+def make(options: Options, total: int, warm: bool = False) -> Solver:
+    """The solver that ``options`` name, with their hyper-parameters, for a cold or a warm start of ``total`` rows.
+
+    A row is evaluated in no more rounds than the window has rows, so a longer history would take memory alone.
+    """
+    most = min(options.window, total) if isinstance(options.window, int) else total
     if options.solver == "parataa":
-        return ParaTAA(tau=options.tolerance, history=options.history or 3, order=options.order)
+        return ParaTAA(tau=options.tolerance, history=min(options.history or 3, most), order=options.order)
     if options.solver == "quasi-newton":
-        return TriangularNewton(history=options.history or 2, trust=0.15, borrows=warm)
+        return TriangularNewton(history=min(options.history or 2, most), trust=0.15, borrows=warm)
     return TriangularNewton(history=0, slope="eps" if options.solver == "picard-eps" else "held")
 
 

@@ -81,7 +81,7 @@ class ParaTAA:
         n, alpha = len(window), window.scales.alpha
         full = window.matrices[window.first : window.stop, window.first : window.stop]
         both = []
-        for order in (self.order or min(20, n), 1):
+        for order in (min(self.order or 20, n), 1):
             back = (torch.arange(n) - order).clamp(min=0)
             # the first row is exact: its residual is 0, whatever alpha is there
             carry = torch.where(alpha[back] > 0, alpha / alpha[back].clamp(min=1e-300), 0.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections.abc import Callable
@@ -13,8 +14,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from paratafusion_core import Options, System, Trajectory, load_trajectory, schemes, solve
+from paratafusion_core import Machine, Options, System, Trajectory, load_trajectory, schemes, solve
 from paratafusion_core.demo.mixture import Mixture
+from paratafusion_core.denoisers import from_network, guided
 from paratafusion_core.noise import draw
 from paratafusion_core.options import PRESETS, SOLVERS
 from paratafusion_core.schedules import SCHEDULES, flow, normal
@@ -216,6 +218,72 @@ def test_random_numbers(name: str, value: Any) -> None:
 @pytest.mark.parametrize(("name", "value"), [("cfg", math.nan), ("cfg", math.inf), ("cfg", "4"), ("label", 4)])
 def test_guidance(name: str, value: Any) -> None:
     refused(name, repr(value), lambda: MIXTURE.denoiser(**({"label": 0, "cfg": 4.0} | {name: value})))
+
+
+@pytest.mark.parametrize("scheme", CONSTRUCTORS)
+@pytest.mark.parametrize("sigmas", ["karras", None, [1.0, "0"], {}])
+def test_sigmas_that_are_no_numbers(scheme: str, sigmas: Any) -> None:
+    constructor = getattr(schemes, scheme)
+    refused("sigmas", repr(sigmas), lambda: constructor(start(), sigmas))
+
+
+@pytest.mark.parametrize("given", ["x0", None, [1.0], SIGMAS.numpy()])
+def test_what_is_no_tensor(given: Any) -> None:
+    kind = type(given).__name__
+    refused("x0", kind, lambda: schemes.dpmpp_2m(given, SIGMAS))
+    if given is not None:
+        refused("noise", kind, lambda: schemes.ddpm(start(), SIGMAS, noise=given))
+    refused("D", kind, lambda: Trajectory(given, SIGMAS[:-1]))
+    refused("sigmas", kind, lambda: Trajectory(torch.zeros(K, 1, 2).half(), given))
+
+
+@pytest.mark.parametrize("value", ["no", None, 2.0, 0, torch.ones(2)])
+def test_flow_is_true_or_false(value: Any) -> None:
+    refused("flow", repr(value), lambda: Options(flow=value))
+
+
+@pytest.mark.parametrize("value", ["a", 0, 2.5, True])
+def test_steps_of_a_system(value: Any) -> None:
+    refused("steps", repr(value), lambda: System(**parts(), steps=value))
+
+
+def test_a_machine_is_a_machine() -> None:
+    refused("machine", "dict", lambda: solve(system(), never, Options("auto"), machine={1: 1.0}))  # type: ignore[arg-type]
+    assert solve(system(), DENOISE, Options("auto"), machine=Machine({1: 1.0, 2: 1.1})).report.rounds <= K
+
+
+@pytest.mark.parametrize(("cond", "uncond", "name"), [(3, 3, "cond"), (1, 4, "uncond"), (2, 1, None), (1, 2, None)])
+@pytest.mark.parametrize("scale", [1.0, 4.0])
+def test_contexts_belong_to_the_images(cond: int, uncond: int, name: str | None, scale: float) -> None:
+    """Of one image for all, or of each; else rows would meet other images' contexts, silently where they can."""
+    shown: list[Tensor] = []
+
+    def network(x: Tensor, time: Tensor, context: Tensor) -> Tensor:
+        shown.append(context)
+        return x
+
+    contexts = [torch.arange(n).reshape(n, 1) for n in (cond, uncond)]
+    denoise = from_network(guided(network, *contexts, scale), "eps")
+    call = functools.partial(denoise, torch.ones(4, BATCH, *SHAPE), torch.ones(4))
+    if name is None:
+        call()
+        assert shown[0][: 4 * BATCH, 0].tolist() == [b % cond for _ in range(4) for b in range(BATCH)]
+        return
+    refused(name, str(max(cond, uncond)), call)
+    one = from_network(guided(network, contexts[0][:2], contexts[1][:1], scale), "eps")
+    refused("cond", "1", lambda: one(torch.ones(4, 1, *SHAPE), torch.ones(4))) if cond > 1 else None
+    assert not shown
+
+
+@pytest.mark.parametrize(
+    ("wrong", "shown"), [(lambda x: x[:1], "[1, "), (lambda x: x[:, :1], ", 1, "), (lambda x: (x,), "tuple")]
+)
+@pytest.mark.parametrize("scale", [None, 1.0, 4.0])
+def test_networks_that_return_something_else(wrong: Any, shown: str, scale: float | None) -> None:
+    network = (lambda x, time: wrong(x)) if scale is None else (lambda x, time, context: wrong(x))
+    if scale is not None:
+        network = guided(network, torch.ones(1, 2), torch.ones(1, 2), scale)
+    refused("network", shown, lambda: solve(system(), from_network(network, "v"), Options(window=3)))
 
 
 def never(x: Tensor, sigma: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from paratafusion_core import cli, options
-from paratafusion_core.bench import curves, grid, table
+from paratafusion_core.bench import curves, grid, journal, peers, rivals, table, targets, warm
 from paratafusion_core.bench.grid import Case
 from paratafusion_core.bench.journal import Journal
 
@@ -121,6 +121,8 @@ def test_a_torn_last_line_is_run_again(run: Cli, tmp_path: Path, cut: int) -> No
         (["--seeds", -3], ["seeds", "-3"]),
         (["--resume", "none.jsonl"], ["resume", "'none.jsonl'", "no such file"]),
         (["--device", "toaster"], ["device", "'toaster'"]),
+        (["--device", "meta"], ["device", "'meta'"]),
+        (["--suite", "rivals", "--device", "meta"], ["device", "'meta'"]),
         (["--model", "sdxl"], ["model", "'sdxl'"]),
         (["--suite", "slow"], ["suite", "'slow'"]),
     ],
@@ -131,6 +133,45 @@ def test_refusals(run: Cli, tmp_path: Path, words: list[Any], parts: list[str]) 
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert all(part in err for part in parts)
     assert list(tmp_path.iterdir()) == [], "nothing is written"
+
+
+def test_runs_of_an_earlier_bench_are_not_overwritten(run: Cli, tmp_path: Path) -> None:
+    run("--seeds", 1, "--out", "out")
+    before = (tmp_path / "out/quick.jsonl").read_bytes()
+    for number in (1, 2):
+        code, _, err = run("--seeds", 1, "--out", "out")
+        assert code == 0 and f"kept as {Path('out') / f'quick-{number}.jsonl'}" in err
+    assert (tmp_path / "out/quick-1.jsonl").read_bytes() == before
+    (tmp_path / "out/quick.jsonl").write_bytes(b"")
+    assert "kept" not in run("--seeds", 1, "--out", "out")[2]
+
+
+@pytest.mark.parametrize("change", [{"nfe": None}, {"rounds": "five"}, {"psnr_per_round": None}])
+def test_a_run_without_its_figures_is_refused(run: Cli, tmp_path: Path, change: dict[str, Any]) -> None:
+    run("--seeds", 1, "--out", "out")
+    path, name = tmp_path / "out/quick.jsonl", next(iter(change))
+    rows = lines(path)
+    for wrong in (rows[1] | change, {key: rows[1][key] for key in grid.KEYS}):
+        path.write_text("".join(json.dumps(row) + "\n" for row in (rows[0], wrong)))
+        code, _, err = run("--resume", path, "--out", "again")
+        assert (code, err.count("\n")) == (2, 1) and "line 2 lacks" in err and name in err
+    assert not (tmp_path / "again").exists()
+
+
+def test_every_suite_names_the_figures_that_its_tables_read() -> None:
+    """A run of nothing but them and its keys makes all its tables."""
+    kinds: dict[Any, Any] = {int: 5, list: [40.0], journal.Number: 1.0}
+    keys = {"model": "demo", "sampler": "ddim", "schedule": "normal", "preset": "balanced", "who": "picard"}
+    keys |= {"edit": "nothing", "rival": "unipc", "steps": 50, "cfg": 4.0, "window": 16, "target_db": 42.0, "size": 8}
+    for suite in (grid, peers, rivals, targets, warm):
+        run = {key: keys.get(key) for key in suite.KEYS} | {key: kinds.get(kind) for key, kind in suite.FIGURES.items()}
+        if suite is not grid:
+            assert suite.markdown([run])
+            continue
+        for solver in ("picard", "collocation"):
+            run["solver"] = solver
+            assert table.cases([run]) and table.markdown([run])
+            assert len(list(curves.plots([run]))) == (solver == "picard")
 
 
 @pytest.mark.parametrize("content", ["{}\n", "rubbish\n", "[1, 2]\n", '{"suite": "another"}\n{"seed": 1}\n'])

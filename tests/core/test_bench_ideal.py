@@ -8,8 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from paratafusion_core.bench import problems
+from paratafusion_core import schedules, schemes
+from paratafusion_core.bench import problems, unipc
 from paratafusion_core.bench.problems import Setting
+from paratafusion_core.demo import ideal
 from paratafusion_core.demo.ideal import Ideal
 from paratafusion_core.demo.prompt import SHAPES
 
@@ -40,6 +42,31 @@ def test_against_brute_force(flow: bool, cfg: float) -> None:
             chosen = brute(x[w, b], level, alphas[w], own)
             whole = brute(x[w, b], level, alphas[w], IDEAL.images)
             assert torch.allclose(got[w, b], whole + cfg * (chosen - whole), atol=1e-8)
+
+
+class OnMps(Tensor):
+    """A tensor that says it is on MPS, and as there has no float64."""
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device("mps")
+
+    def double(self) -> Tensor:
+        raise TypeError("MPS has no float64")
+
+    def to(self, *given: object) -> Tensor:
+        assert "cpu" in given or torch.float64 not in given
+        return self.as_subclass(Tensor).to(*given)
+
+
+def test_float64_is_left_to_the_cpu_where_the_device_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (ideal, unipc, schemes):
+        monkeypatch.setattr(module, "send", lambda numbers, like: numbers.to(like.dtype))
+    x, sigma = torch.randn(2, 1, *IDEAL.shape, generator=torch.Generator().manual_seed(0)), torch.tensor([5.0, 0.5])
+    there, denoise = x.as_subclass(OnMps), IDEAL.denoiser(1, 4.0)
+    assert torch.equal(denoise(there, sigma.as_subclass(OnMps)), denoise(x, sigma))
+    for make in (unipc.unipc, schemes.ddim):
+        assert torch.equal(make(there[0], schedules.normal(6)).S, make(x[0], schedules.normal(6)).S)
 
 
 def test_limits() -> None:

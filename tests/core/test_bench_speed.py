@@ -226,6 +226,7 @@ def test_missing_diffusers(
     assert suite() == 2
     error = capsys.readouterr().err
     assert "paratafusion[bench]" in error and error.count("\n") == 1 and not list(Path().iterdir())
+    assert "pip install -e '.[bench]'" in error  # the package is in no index
 
 
 def test_out_of_memory_in_a_batch_ends_the_curve(recording: speed.Recording, tmp_path: Path) -> None:

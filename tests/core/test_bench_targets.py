@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,10 @@ def test_shares_are_those_of_the_runs() -> None:
     assert long["reach the target"] == "80.0 %" and long["worst PSNR dB"] == "41.0"
     assert long["estimate within 3 dB"] == "40.0 %" and long["too high by more than 6 dB"] == "20.0 %"
     assert long["rows / sequential, mean"] == "0.42" and short["rows / sequential, mean"] == "1.05"
+
+
+def test_an_estimate_that_is_infinite_is_null_in_the_file() -> None:
+    assert targets.too_high(row(math.inf, None)) == targets.too_high({**row(1.0, None), "estimated_db": None}) == 0.0
 
 
 def test_the_suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

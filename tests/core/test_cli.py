@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import shutil
 import subprocess
@@ -15,8 +16,9 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from paratafusion_core import cli
-from paratafusion_core.cli import sample, train
+from paratafusion_core import __version__, cli
+from paratafusion_core.bench import SUITES
+from paratafusion_core.cli import demo, sample, train
 from paratafusion_core.cli.sample import SAMPLERS
 from paratafusion_core.demo import model
 from paratafusion_core.demo.mixture import Mixture
@@ -182,6 +184,9 @@ def test_bad_input(run: Cli, tmp_path: Path, words: list[str], name: str, value:
         (["bench", "--seeds", "0"], "seeds"),
         (["bench", "--suite", "slow"], "suite"),
         (["train-demo", "--out", "weights", "--steps", "0"], "steps"),
+        (["train-demo", "--out", "weights", "--device", "meta"], "device is 'meta'"),
+        (["train-demo", "--out", "weights", "--device", "hpu"], "device is 'hpu'"),
+        (["train-demo", "--out", "weights", "--device", "cuda:77"], "device is 'cuda:77'"),
         (["train-demo"], "--out"),
         (["paint"], "paint"),
         ([], "command"),
@@ -252,6 +257,79 @@ def test_train_demo_resumes(run: Cli, tmp_path: Path, monkeypatch: pytest.Monkey
     assert "demo.safetensors" in out
     assert (tmp_path / "weights/demo.safetensors").stat().st_size <= 4_000_000
     model.load(tmp_path / "weights/demo.safetensors")
+
+
+def test_train_demo_writes_weights_that_are_missing(run: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train, "Recipe", lambda: Recipe(batch=2))
+    run("train-demo", "--steps", 2, "--out", "weights")
+    weights = tmp_path / "weights/demo.safetensors"
+    before = weights.read_bytes()
+    for steps in (2, 1):
+        weights.unlink()
+        code, out, _ = run("train-demo", "--steps", steps, "--out", "weights")
+        assert code == 0 and "step 2" in out and weights.read_bytes() == before
+        assert ("beyond the 1 steps" in out) == (steps == 1)
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda b: b[:900], lambda b: b"\x80\x02}.", lambda b: b"(cos\nsystem\n.", lambda b: b"", None]
+)
+def test_a_damaged_checkpoint(run: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: Any) -> None:
+    monkeypatch.setattr(train, "Recipe", lambda: Recipe(batch=2))
+    run("train-demo", "--steps", 1, "--out", "weights")
+    path = tmp_path / "weights/checkpoint.pt"
+    if damage is None:
+        torch.save({"step": 1, "network": {}}, path)
+    else:
+        path.write_bytes(damage(path.read_bytes()))
+    left = {name: (tmp_path / "weights" / name).read_bytes() for name in files(tmp_path / "weights")}
+    code, _, err = run("train-demo", "--steps", 2, "--out", "weights")
+    assert (code, err.count("\n")) == (2, 1) and "checkpoint.pt" in err and "allowed" in err
+    assert {name: (tmp_path / "weights" / name).read_bytes() for name in files(tmp_path / "weights")} == left
+
+
+@pytest.mark.parametrize("out", [".", "a/b", "b/.."])
+def test_folders_are_named_as_they_were_given(
+    run: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out: str
+) -> None:
+    monkeypatch.setattr(train, "Recipe", lambda: Recipe(batch=2))
+    (tmp_path / "b").mkdir()
+    runs = (["sample", *MIXTURE[1:-1]], ["demo", "--steps", 2, "--out"], ["train-demo", "--steps", 1, "--out"])
+    for words, said in zip(runs, ("written to {}:", "Pictures in {}:", "in {}\n"), strict=True):
+        assert said.format(out) in run(*words, out)[1]
+
+
+def test_equal_pictures_are_said_to_be_equal(run: Cli) -> None:
+    assert "against sequential: equal, " in run(*MIXTURE, "--solver", "sequential", "--compare")[1]
+    told = Report("ddim", 50, "quasi-newton", "balanced", 3e-3, 50)
+    told.compare(torch.ones(1, 2), torch.ones(1, 2), 2.0)
+    assert demo.table({"quasi-newton": told}).split()[-1] == "equal"
+
+
+def test_help_tells_of_every_option_and_its_default() -> None:
+    commands = next(action.choices for action in cli._parser()._actions if action.dest == "command")
+    assert isinstance(commands, dict) and set(commands) == {"demo", "sample", "bench", "train-demo"}
+    for name, command in commands.items():
+        text = " ".join(command.format_help().split())
+        for action in command._actions:
+            said = " ".join(str(action.help).split())
+            assert action.help and said in text, (name, action.dest)
+            if action.default not in (None, False, argparse.SUPPRESS) or action.dest == "seed":
+                assert f"{said} (default: {action.default})" in text, (name, action.dest)
+            elif action.default is None and not action.required:
+                assert "(default: " in said, (name, action.dest)
+    for suite, about in SUITES.items():
+        assert f"{suite} {about.about}" in " ".join(commands["bench"].format_help().split())
+
+
+def test_version(run: Cli) -> None:
+    assert run("--version") == (0, f"paratafusion {__version__}\n", "")
+
+
+def test_numbers_that_are_too_large_are_cut(run: Cli) -> None:
+    for solver, option, value in (("parataa", "--order", 10**21), ("parataa", "--history", 10**8)):
+        assert run(*MIXTURE, "--solver", solver, option, value, "--window", 3)[0] == 0
+    assert run(*MIXTURE, "--history", 10**21)[0] == 0
 
 
 def test_the_installed_command(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from paratafusion_core.bench import overhead
 from paratafusion_core.bench.overhead import measure_overhead
 
 
@@ -16,3 +17,10 @@ def test_it_measures_rounds_with_a_full_window(solver: str) -> None:
     assert found["rounds"] >= 30 and 0 < found["fastest_ms"] <= found["median_ms"] and found["cpu_ms"] > 0
     assert (found["shape"], found["window"], found["batch"], found["dtype"]) == ([2, 4, 4], 6, 2, "float32")
     assert found["share_of_20_ms"] == pytest.approx(found["median_ms"] / (found["median_ms"] + 20))
+
+
+def test_it_waits_for_its_device_whichever_that_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[str] = []
+    monkeypatch.setattr(overhead, "synchronise", lambda device: waited.append(device.type))
+    found = measure_overhead((2, 4, 4), 4, rounds=1)
+    assert len(waited) >= 2 * found["rounds"] and set(waited) == {"cpu"}

@@ -59,6 +59,8 @@ def test_runs_without_rounds() -> None:
     assert headline(nothing) == "euler: nothing to do"
     assert headline(fallback) == "dpm_adaptive, 20 steps: 20 model calls, one by one"
     assert remarks(fallback)[0] == ("one by one", fallback.fallback)
+    fallback.predicted_speedup = 0.64  # of the engine row by row, which is no speed-up of anything
+    assert not any("times as fast" in text for _, text in remarks(fallback))
 
 
 def test_what_is_said(mixture: Make) -> None:

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from paratafusion_core import Options, System, load_trajectory, save_trajectory, schemes, solve
-from paratafusion_core.report import fidelity
+from paratafusion_core.job import predict_speedup
+from paratafusion_core.report import Report, fidelity
 from paratafusion_core.resume import fingerprint, same_system
 
 Make = Callable[..., Any]
@@ -374,3 +375,15 @@ def test_a_sketch_of_another_solver_is_a_warm_start_for_collocation(mixture: Mak
     sketch = solve(given.system, given.denoise, Options(max_rounds=5)).trajectory
     report = solve(given.system, given.denoise, Options("collocation"), warm=sketch).report
     assert report.warm == "same noise levels; nothing of the sketch is taken over, as it is of solver quasi-newton"
+
+
+def test_the_speed_of_a_run_that_goes_on_is_that_of_its_own_rows():
+    """A call for one row takes a second: eight rows in five seconds, where twelve were final before."""
+    report = Report("ddim", 20, "quasi-newton", "balanced", 3e-3, 20)
+    report.status, report.rows_per_round, report.frozen_per_round = "converged", [1, 4, 4], [13, 17, 20]
+    report.seconds_per_round, report.rounds = [1.0, 2.0, 2.0], 3
+    predict_speedup(report)
+    assert report.predicted_speedup == pytest.approx(20 / 5)
+    report.warm = "continued behind 12 final rows of the same run"
+    predict_speedup(report)
+    assert report.predicted_speedup == pytest.approx(8 / 5)

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import textwrap
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -127,6 +132,109 @@ def test_with_a_window_of_one_solver_auto_is_the_plain_sampler_to_the_bit() -> N
     system = run()
     plain = solve(system, denoise, Options("sequential")).x
     assert torch.equal(solve(system, denoise, Options("auto", window=1)).x, plain)
+
+
+def other_runs(steps: int) -> tuple[System, System]:
+    start, noise = draw(0, 1, MIXTURE.shape, steps)
+    x0, sigmas = start * schedules.SIGMA_MAX, schedules.normal(steps)
+    return schemes.dpmpp_2m(x0, sigmas), schemes.ddpm(x0, sigmas, noise=noise)
+
+
+@pytest.mark.parametrize("preset", ["balanced", "standard", "exact"])
+def test_where_no_round_can_be_wide_solver_auto_is_the_plain_sampler_to_the_bit(preset: str) -> None:
+    """A short run is not measured; one towards a target is none of collocation where the sampler adds noise."""
+    for system in other_runs(12 if preset != "exact" else 24)[preset == "standard" :]:
+        plain = solve(system, denoise, Options("sequential")).x
+        done = solve(system, denoise, Options("auto", preset))
+        assert done.report.solver == "sequential" and torch.equal(done.x, plain)
+        # another model's run is of no use, and no obstacle
+        kept = solve(run(12), denoise, Options(max_rounds=3)).trajectory
+        assert torch.equal(solve(system, denoise, Options("auto", preset), warm=kept).x, plain)
+
+
+@pytest.mark.parametrize(
+    ("steps", "options", "said"),
+    [
+        (12, Options("auto", "standard", window="auto"), "fewer than 20 evaluations"),
+        (24, Options("auto", "standard", window=1), "auto: asked for one row"),
+        (24, Options("auto", target_db=40.0, tol=0.0), "tolerance 0"),
+    ],
+)
+def test_why_there_is_no_collocation_is_said_where_there_is_no_plan_either(
+    steps: int, options: Options, said: str
+) -> None:
+    report = solve(other_runs(steps)[1], denoise, options).report
+    assert report.plan is not None and said in report.plan and "no collocation, as " in report.plan
+    assert "memory" not in report.plan and "no collocation" not in report.window_reason
+
+
+def test_one_row_is_asked_for_or_all_that_fits() -> None:
+    for options, machine, said in (
+        (Options("auto", window=1), Machine(), "asked for one row"),
+        (Options("auto", window=1), Machine(most=4), "asked for one row"),
+        (Options("auto", window=4), Machine(most=1), "memory for one row"),
+    ):
+        assert solve(run(), denoise, options, machine=machine).report.plan == f"auto: {said}"
+
+
+def test_a_default_device_is_no_matter_of_schedules_schemes_and_trajectories(tmp_path: Path) -> None:
+    """In a process of its own, as importing makes constants too; ``meta`` stands for an accelerator."""
+    code = """
+        import sys, torch
+        torch.set_default_device("meta")
+        from paratafusion_core import Options, Trajectory, load_trajectory, save_trajectory, schedules, schemes, solve
+        from paratafusion_core.demo import ideal, mixture, model, shapes
+        from paratafusion_core.demo.train import noised
+        from paratafusion_core.noise import draw
+        from paratafusion_core.plots import picture
+        small = mixture.Mixture.make(modes=8, classes=4, shape=(2, 3, 3))
+        start, noise = draw(0, 1, small.shape, 8)
+        for name, schedule in schedules.SCHEDULES.items():
+            sigmas, flow = schedule(8), name == "flow"
+            for system in (
+                schemes.euler(start, sigmas.tolist(), flow=flow),
+                schemes.dpmpp_2m_sde(start, sigmas, noise=noise, flow=flow),
+            ):
+                done = solve(system, lambda x, sigma: x * 0.5, Options(window=3, flow=flow))
+                assert done.x.isfinite().all()
+        kept = done.trajectory
+        save_trajectory(sys.argv[1], kept)
+        for levels in (schedules.karras(5)[:-1], schedules.karras(1)[:-1]):
+            assert load_trajectory(sys.argv[1]).onto(levels, False).D.isfinite().all()
+        assert Trajectory(kept.D[:1], kept.sigmas[:1]).onto(levels, True).D.isfinite().all()
+        picture(done.x)
+        batch = shapes.render(3, torch.Generator().manual_seed(0))
+        made = [*noised(batch.images, torch.Generator().manual_seed(0)), ideal.Ideal.make(64).images]
+        made.append(model.denoiser(model.load(), "red ring")(batch.images[None, :1], sigmas[:1].float()))
+        assert all(t.device.type == "cpu" and t.isfinite().all() for t in made)
+    """
+    words = [sys.executable, "-c", textwrap.dedent(code), str(tmp_path / "kept.safetensors")]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("options", [Options("collocation"), Options("collocation", window=4, rows=20)])
+def test_what_collocation_and_picard_make_no_use_of(options: Options) -> None:
+    """As the options' description has it."""
+
+    def drawn(options: Options) -> Tensor:
+        return solve(run(), denoise, options).x
+
+    for other in (replace(options, tol=1e-5), replace(options, preset="fast"), replace(options, history=1, order=1)):
+        assert torch.equal(drawn(other), drawn(options))
+    assert torch.equal(drawn(replace(options, window="auto")), drawn(replace(options, window=1)))
+    assert torch.equal(drawn(replace(options, tol=0.0)), drawn(Options("sequential")))
+    for solver in ("picard", "picard-eps"):
+        plain = Options(solver, window=4)
+        assert torch.equal(drawn(replace(plain, history=5, order=1)), drawn(plain))
+
+
+@pytest.mark.parametrize("solver", ["quasi-newton", "parataa"])
+@pytest.mark.parametrize("window", [1, 2, 5, "full"])
+def test_a_history_beyond_the_window_is_as_long_as_the_window(solver: str, window: int | str) -> None:
+    longest = 8 if window == "full" else int(window)
+    one, other = (solve(run(8), denoise, Options(solver, window=window, history=h)) for h in (longest, 10**12))
+    assert torch.equal(one.x, other.x) and one.report.rows_per_round == other.report.rows_per_round
 
 
 def test_a_state_of_one_number_is_gone_on_with() -> None:

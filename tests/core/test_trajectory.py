@@ -77,6 +77,18 @@ def test_levels_are_the_same_to_rounding() -> None:
         assert not one.has_levels(sigmas, True)
 
 
+@pytest.mark.parametrize("then", [lambda file: file.write(b"\x11" * 4096), lambda file: file.truncate(0)])
+def test_a_file_that_changes_later_changes_nothing(path: Path, then: Callable[[Any], Any]) -> None:
+    """To read a mapped page of a file that was cut off would kill the process: first of all it is a copy of its own."""
+    saved = example(200)
+    save_trajectory(path, saved)
+    kept = load_trajectory(path)
+    assert kept.D.untyped_storage().resizable()
+    with path.open("r+b") as file:
+        then(file)
+    assert torch.equal(kept.D, saved.D) and torch.equal(kept.sigmas, saved.sigmas)
+
+
 @pytest.mark.parametrize("failing", ["save_file", "replace"])
 @pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()])
 @pytest.mark.parametrize("old", [True, False])
@@ -145,6 +157,14 @@ def test_any_damage_is_refused_or_harmless(tmp_path_factory: pytest.TempPathFact
         assert isinstance(load_trajectory(path), Trajectory)
     except ValueError as error:
         assert "allowed" in str(error)
+
+
+def test_what_could_not_be_loaded_is_not_saved(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    large = example()
+    monkeypatch.setattr(module, "MAX_BYTES", large.nbytes)
+    with pytest.raises(ValueError, match=f"a file of at most {large.nbytes} is allowed"):
+        save_trajectory(path, large)
+    assert not path.exists()
 
 
 def test_too_large_is_refused_before_it_is_read(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -184,6 +184,16 @@ def test_the_speed_so_far_is_told_once_a_row_is_timed():
     assert [m["speedup"] for m in got] == [None, None]
 
 
+def test_a_run_that_measured_no_single_row_keeps_the_speed_of_earlier_ones():
+    told, got = live(2.0)
+    told.begin(0.5)
+    told.round(moved(1, 20, 20), 1.0)
+    report = report_of(1)
+    report.status, report.solver = "converged", "quasi-newton"
+    told.end(report)
+    assert [m["speedup"] for m in got] == [20 * 0.5 / 2, 20 * 0.5 / 4]
+
+
 def test_without_a_place_nothing_is_told():
     assert current_place() is None  # no server runs in this process
     told, got = live(PERIOD, shown=None)

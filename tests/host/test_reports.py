@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 import torch
@@ -57,6 +58,15 @@ def test_comparing_images():
     assert (psnr, error, float(picture.max())) == (999.0, 0.0, 0.0) and line.endswith("equal")
     psnr, *_, line = CompareWithSequential.execute(a, a + 0.1).args
     assert psnr == pytest.approx(20.0, abs=0.1) and "(of the range of an image, 1)" in line
+
+
+def test_comparing_images_with_alpha():
+    image = torch.full((1, 8, 8, 4), 0.5)
+    other = image.clone()
+    other[0, 2, 3, 3] = 1.0
+    psnr, error, difference, _ = CompareWithSequential.execute(other, image).args
+    assert error == 0.5 and psnr == pytest.approx(20 * math.log10(1 / math.sqrt(0.25 / 256)), abs=0.1)
+    assert difference.shape == (1, 8, 8, 3) and difference.sum() == 3 and (difference[0, 2, 3] == 1).all()
 
 
 def test_what_cannot_be_compared():

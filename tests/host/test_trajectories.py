@@ -74,6 +74,12 @@ def test_bad_paths_are_refused_by_save_and_load(path):
         assert "allowed" in LoadTrajectory.validate_inputs(file=path + mark)
 
 
+def test_an_empty_path_is_said_to_be_empty():
+    assert "it is empty" in refusal(check_path, "filename_prefix", "") and "absolute" in refusal(
+        check_path, "file", "/x"
+    )
+
+
 def test_linked_names_are_checked_later():
     assert KeepTrajectory.validate_inputs() is True and SaveTrajectory.validate_inputs(filename_prefix=None) is True
     assert LoadTrajectory.validate_inputs() is True and LoadTrajectory.validate_inputs(file=None) is True

@@ -126,8 +126,9 @@ def preview_and_refine() -> Graph:
     g = Graph(
         "## Preview and refine\nThe first sampler stops after 3 rounds: a sketch. If you like it, the second one "
         "finishes it from the sketch's **trajectory**. It does not evaluate again what is final already, so that both "
-        "together cost about one run. Both read their seed from the node **Seed**. While you look for a seed, mute the "
-        "whole second branch, from its sampler to its pictures (select, Ctrl+M): of a muted sampler alone its report "
+        "together cost about one run, as long as max_rounds stops the first. Both read their seed from the node "
+        "**Seed**. While you look for a seed, mute the whole second branch, from its sampler to its pictures (select, "
+        "Ctrl+M): of a muted sampler alone its report "
         "misses its input, and ComfyUI refuses the graph."
     )
     model, yes, no = _demo(g, "small white ring, top left, grey background")

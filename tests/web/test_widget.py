@@ -305,3 +305,73 @@ def test_coming_back_to_a_workflow_shows_its_last_run(server, mode):
     until(page, "done")
     assert words(page) == said
     assert faults == []
+
+
+def test_a_graph_that_comes_from_the_cache_after_a_reload_says_so(server, mode):
+    page, faults, _ = mode
+    start(page, steps=8)
+    run(page)
+    until(page, "done")
+    idle(server)
+    page.wait_for_timeout(1500)  # the frontend keeps its drafts with a delay
+    page.reload()
+    page.wait_for_function(f"() => window.app?.graph?.nodes?.some((n) => n.type === '{SAMPLER}')", timeout=90_000)
+    centre(page)
+    assert state(page) == "idle"
+    run(page)
+    until(page, "cached")
+    assert words(page)["title"] == "Unchanged, not run again"
+    idle(server)
+    assert faults == []
+
+
+def test_the_first_round_does_not_show_the_run_before(server, mode):
+    page, faults, _ = mode
+    start(page, steps=8)
+    run(page)
+    until(page, "done")
+    idle(server)
+    tell = """([prompt]) => {
+        const node = String(window.app.graph.nodes.find((n) => n.type === 'ParaTAF_KSampler').id);
+        const detail = { node, workflow: window.app.rootGraph.id, prompt, steps: 8 };
+        window.app.api.dispatchEvent(new CustomEvent('paratafusion.begun', { detail }));
+    }"""
+    page.evaluate(tell, ["p"])
+    until(page, "starting")
+    assert words(page)["title"] == "Started" and words(page)["note"] == ""
+    end = "() => window.app.api.dispatchEvent(new CustomEvent('execution_error', { detail: { prompt_id: 'p' } }))"
+    page.evaluate(end)
+    until(page, "stopped")
+    record(page)
+    set_widgets(page, SAMPLER, seed=random.randrange(10**9))
+    run(page)
+    until(page, "done")
+    assert drawn(page)[0]["state"] in ("starting", "running")  # of the server's own
+    idle(server)
+    assert faults == []
+
+
+def test_the_canvas_is_moved_and_zoomed_over_the_widget(server, mode):
+    page, _, name = mode
+    if name != "classic":
+        pytest.skip("Vue nodes let the canvas have these themselves")
+    start(page)
+    box = page.locator(WIDGET).bounding_box()
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    look_at = "() => [...window.app.canvas.ds.offset, window.app.canvas.ds.scale]"
+    before = page.evaluate(look_at)
+    page.mouse.move(x, y)
+    page.mouse.down(button="middle")
+    page.mouse.move(x + 60, y + 30, steps=4)
+    page.mouse.up(button="middle")
+    moved = page.evaluate(look_at)
+    assert [round(b - a) for a, b in zip(before[:2], moved[:2], strict=True)] == [60, 30]
+    kept = """() => new Promise((done) => {
+        window.addEventListener('wheel', (event) => done(event.defaultPrevented), { once: true });
+    })"""
+    page.evaluate(f"() => {{ window.__kept = ({kept})() }}")
+    page.mouse.move(x + 60, y + 30)
+    page.mouse.wheel(0, -120)
+    assert page.evaluate("() => window.__kept") is True
+    page.wait_for_timeout(300)
+    assert page.evaluate(look_at)[2] > moved[2]
