@@ -165,7 +165,9 @@ class Latencies:
         residency = residency_of(patcher)
         known = self._known.pop(key, None)
         if known is None or not known.holds(patcher.model, residency) or known.parts.gone:
-            like = (old for old in reversed(self._known.values()) if akin is not None and old.akin == akin)
+            # the one that was found may be of a patch that is gone, in whose place the new one lies
+            before = [*self._known.values(), *([] if known is None else [known])]
+            like = (old for old in reversed(before) if akin is not None and old.akin == akin)
             latest = next((old for old in like if old.holds(patcher.model, residency)), None)
             if latest is None:
                 known = Known(weakref.ref(patcher.model), residency, parts, akin=akin)

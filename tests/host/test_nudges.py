@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import comfy.samplers
 import pytest
 import torch
 from paratafusion_pack.nodes.host import sampler
-from paratafusion_pack.nodes.host.guards import PROBED
+from paratafusion_pack.nodes.host.guards import PROBED, Parts
 from paratafusion_pack.nodes.host.sampler import parallel
 from paratafusion_pack.nodes.host.settings import Outcome, Settings
 from test_mixed import control_net, unet_conds
+from test_plan import Guider
 from tiny import conditioning, latent, load, sample, sigmas_of
 
 WEIGHT = "diffusion_model.joint_blocks.0.x_block.attn.proj.weight"
@@ -132,6 +135,17 @@ def test_copies_of_a_control_net_are_one(unet, fresh):
         }
         found.append(run(unet, settings=Settings(window=4), **conds).probe_nfe)
     assert found == [PROBED, 0] and len(fresh) == 1
+
+
+def test_a_patch_that_lies_where_one_was_that_is_gone_begins_with_its_times(flow_model, fresh):
+    """And with nothing else: whether it keeps rows apart was found of the other."""
+    x = torch.zeros(1, 16, 8, 8)
+    living = Parts((1,), (lambda: True,), ("patch",))
+    before = fresh.of(Guider(flow_model), x, replace(living, alive=(lambda: None,)))
+    before.calls, before.apart, before.trouble = {1: [0.1] * 3, 2: [0.1] * 3}, [(1.0, 0.5)], "it mixes"
+    after = fresh.of(Guider(flow_model), x, living)
+    assert after.seconds == {1: 0.1, 2: 0.1} and after.apart == [] and after.trouble is None
+    assert fresh.of(Guider(flow_model), x, living) is after
 
 
 def test_runs_after_a_change_leave_what_was_known_before_it(flow_model, fresh, machine):
