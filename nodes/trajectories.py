@@ -133,10 +133,8 @@ class LoadTrajectory(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, file: str | None = None) -> Any:
-        if file is None:
-            return None
-        stat = _resolved(file).stat()
-        return [stat.st_mtime_ns, stat.st_size]
+        # linked, any name may arrive: the same as long as no file has changed
+        return [_changed(name) for name in ([file] if file is not None else _files())]
 
     @classmethod
     def execute(cls, file: str) -> io.NodeOutput:
@@ -151,6 +149,15 @@ def _files() -> list[str]:
     for root, mark in ((folder_paths.get_input_directory(), ""), (folder_paths.get_output_directory(), _OUTPUT_MARK)):
         found += [name + mark for name in _LISTING.of(Path(root)) if _verdict(check_path, "file", name) is True]
     return found
+
+
+def _changed(file: str) -> list[Any]:
+    """What changes with a file of the listing."""
+    try:
+        stat = _resolved(file).stat()
+    except (OSError, ValueError):
+        return [file, None]
+    return [file, stat.st_mtime_ns, stat.st_size]
 
 
 def _resolved(file: str) -> Path:

@@ -23,6 +23,8 @@ const REMEMBERED = 64;
 const views = new WeakMap();
 /** "workflow/node" -> its last message; without a workflow where that is not known */
 const remembered = new Map();
+/** the workflow that was queued last */
+let queued = null;
 
 const locale = () => app.extensionManager?.setting?.get("Comfy.Locale") ?? "en";
 
@@ -57,8 +59,12 @@ function endAll(prompt) {
   }
 }
 
-/** The host had the results of these nodes and does not run them: after a reload nothing else tells of that. */
+/**
+ * The host had the results of these nodes and does not run them: after a reload nothing else tells of that. It does not
+ * say of which workflow they are; that is the one that was queued last.
+ */
 function takeCached(nodes = []) {
+  if (queued === null || root()?.id !== queued) return;
   for (const id of nodes) {
     const view = views.get(nodeAt(id));
     if (view?.idle) view.show({ state: "cached" });
@@ -127,6 +133,9 @@ app.registerExtension({
     addStyles();
     api.addEventListener(EVENT, ({ detail }) => take(detail));
     api.addEventListener(BEGUN, ({ detail }) => take({ ...detail, state: "starting" }));
+    api.addEventListener("promptQueueing", () => {
+      queued = root()?.id ?? null;
+    });
     api.addEventListener("execution_cached", ({ detail }) => takeCached(detail?.nodes));
     for (const end of ENDS) {
       api.addEventListener(end, ({ detail }) => setTimeout(endAll, GRACE, detail?.prompt_id));

@@ -55,6 +55,7 @@ class Captured:
         schedule: ``[steps + 1]`` the sampler's sigmas after its run: uni_pc writes into them, and the host reads the
             last one again.
         keep_uncond: the sampler asks for the unconditional picture even at cfg 1.
+        shown: the evaluation whose denoised picture the sampler shows last.
     """
 
     S: Tensor
@@ -63,6 +64,7 @@ class Captured:
     sigmas: Tensor
     schedule: Tensor
     keep_uncond: bool = False
+    shown: int = 0
 
     @property
     def evaluations(self) -> int:
@@ -101,6 +103,11 @@ class _StandIn:
         self.states: list[Tensor] = []
         self.levels: list[float] = []
         self.reads_uncond = self.keep_uncond = False
+        self.shown: Any = None  # the denoised picture that the sampler showed last
+
+    def show(self, step: dict[str, Any]) -> None:
+        """The sampler's callback."""
+        self.shown = step.get("denoised")
 
     def __call__(self, x: Tensor, sigma: Tensor, **kwargs: Any) -> Tensor:
         comfy.model_management.throw_exception_if_processing_interrupted()
@@ -171,7 +178,7 @@ class _Recipe:
         args = dict(self.extra_args, model_options=dict(options))
         with same_random_numbers(x), torch.no_grad():
             result = self.function(
-                model, x.clone(), sigmas, extra_args=args, callback=lambda _: None, disable=True, **self.settings
+                model, x.clone(), sigmas, extra_args=args, callback=model.show, disable=True, **self.settings
             )
         for state in (*model.states, result):
             if state.shape != x.shape:
@@ -201,8 +208,10 @@ def _same(levels: list[float], others: list[float], within: float) -> bool:
     return torch.allclose(torch.tensor(levels).double(), torch.tensor(others).double(), rtol=within, atol=1e-6)
 
 
-def _coefficients(recipe: _Recipe, levels: list[float], sigmas: Tensor, like: Tensor, dtype: torch.dtype) -> Tensor:
-    """``[K+1, 2K]`` weights of every D and u in every state.
+def _coefficients(
+    recipe: _Recipe, levels: list[float], sigmas: Tensor, like: Tensor, dtype: torch.dtype
+) -> tuple[Tensor, int]:
+    """``[K+1, 2K]`` weights of every D and u in every state, and whose D is shown last.
 
     Raises:
         CaptureError: the sampler is not affine in them, or its steps depend on them.
@@ -212,9 +221,12 @@ def _coefficients(recipe: _Recipe, levels: list[float], sigmas: Tensor, like: Te
     steps = sigmas.to("cpu", dtype)
 
     seen: list[list[float]] = []
+    last: Any = None
 
     def response(answer: Answer) -> Tensor:
+        nonlocal last
         model, result = recipe.drive(start, steps.clone(), answer)
+        last = model.shown
         if len(model.levels) != count:
             raise CaptureError("the number of its evaluations depends on the picture")
         seen.append(model.levels)
@@ -224,6 +236,7 @@ def _coefficients(recipe: _Recipe, levels: list[float], sigmas: Tensor, like: Te
 
     still = response(_zeros)
     weights = response(_weighted(torch.ones(2 * count, dtype=dtype))) - still
+    shown = _shown(last, count, levels, float(steps[-2]))
     scale = max(float(weights.abs().max()), 1.0)
     random = torch.randn(2 * count, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     for size in _SIZES:
@@ -231,10 +244,17 @@ def _coefficients(recipe: _Recipe, levels: list[float], sigmas: Tensor, like: Te
         bent = response(_weighted(amplitudes)) - still - weights * amplitudes.double()
         if not weights.isfinite().all() or not float(bent.abs().max()) <= _AFFINE_WITHIN[dtype] * scale * 10 * size:
             raise CaptureError("its steps are no fixed combination of the model's outputs")
-    return weights
+    return weights, shown
 
 
-def _probe(recipe: _Recipe, levels: list[float], sigmas: Tensor, like: Tensor) -> Tensor:
+def _shown(picture: Any, count: int, levels: list[float], end: float) -> int:
+    """The evaluation whose channel ``picture`` ``[1, 2K, ...]`` is made of, else the first one nearest to ``end``."""
+    if torch.is_tensor(picture) and picture.numel() == 2 * count and picture.flatten()[:count].any():
+        return int(picture.flatten()[:count].abs().argmax())
+    return min(range(count), key=lambda row: abs(levels[row] - end))
+
+
+def _probe(recipe: _Recipe, levels: list[float], sigmas: Tensor, like: Tensor) -> tuple[Tensor, int]:
     """:func:`_coefficients` in float64, or in float32 where the sampler insists on it (uni_pc)."""
     try:
         return _coefficients(recipe, levels, sigmas, like, torch.float64)
@@ -288,7 +308,7 @@ def _capture(recipe: _Recipe, x: Tensor, sigmas: Tensor) -> Captured:
     run, result = recipe.drive(x, schedule, _zeros)
     if not run.states:
         raise CaptureError("it does not evaluate the model")
-    weights = _probe(recipe, run.levels, sigmas, x)
+    weights, shown = _probe(recipe, run.levels, sigmas, x)
     count = len(run.levels)
     C, U = weights[:, :count], weights[:, count:]
     later = torch.ones(count + 1, count, dtype=torch.bool).triu()
@@ -298,4 +318,4 @@ def _capture(recipe: _Recipe, x: Tensor, sigmas: Tensor) -> Captured:
     if not S.isfinite().all():
         raise CaptureError("its states are not finite when the model answers 0")
     levels = torch.tensor(run.levels, dtype=torch.float64)
-    return Captured(S, C, U if run.reads_uncond and U.any() else None, levels, schedule, run.keep_uncond)
+    return Captured(S, C, U if run.reads_uncond and U.any() else None, levels, schedule, run.keep_uncond, shown)

@@ -62,7 +62,7 @@ def plain_if_best(known: Known, name: str, steps: int, settings: Settings, doubt
     target most machines gain, and its first evaluations serve every plan.
 
     Args:
-        doubted: the model is not known to keep rows apart, so that a parallel run would begin with the probe.
+        doubted: a parallel run would begin with the probe.
 
     Raises:
         NothingWins: the host's own sampler is to run.
@@ -84,7 +84,7 @@ def plain_if_best(known: Known, name: str, steps: int, settings: Settings, doubt
             why = f"plain sampler, as measuring would cost more than it can win in fewer than {few} evaluations"
             raise NothingWins(why, known)
         raise NothingWins("plain sampler", known, question)
-    lost = _probing(latency, doubted and not known.apart)
+    lost = _probing(latency, doubted)
     plan = choose(question, latency, engine=known.engine, lost=lost)
     if plan.solver == "sequential":
         why = f"{plan}, as nothing is predicted to be faster: predicted {plan.plain:.3g} s"
@@ -97,7 +97,7 @@ def plain_if_best(known: Known, name: str, steps: int, settings: Settings, doubt
 def _probing(latency: Latency, wanted: bool) -> Callable[[str, int], float]:
     """Seconds that the probe adds to a plan."""
     seconds = PROBES * latency(PROBED / PROBES) if wanted else 0.0
-    return lambda solver, window: 0.0 if solver == "sequential" or window == 1 else seconds
+    return lambda solver, window: 0.0 if solver == "sequential" else seconds
 
 
 def _by_outcome(plan: Plan, took: list[float], known: Known, lost: float = 0.0) -> None:

@@ -192,27 +192,32 @@ def parts_of(model: Any, options: dict[str, Any]) -> Parts:
     for injections in getattr(guider.model_patcher, "injections", {}).values():
         found += injections
     ranges: list[tuple[float | None, ...]] = []
+    controls: list[Any] = []
     for conds in cond_lists(guider).values():
         for cond in conds:
             bounds = (cond.get("timestep_start"), cond.get("timestep_end"))
             ranges.append(tuple(None if bound is None else float(bound) for bound in bounds))
-            found += map(_network_of, controls_of(cond))
+            controls += controls_of(cond)
             # the host clones hooks for every run, with what they refer to
             found += [getattr(hook, "hook_ref", hook) for hook in getattr(cond.get("hooks"), "hooks", ())]
             found += cond.get("gligen", ())[1:2]
+    found += map(_network_of, controls)
     objects = {id(own): own for part in found for own in _objects(part)}
     alive = tuple(_reference(own) for own in objects.values())
     # of an object that cannot be watched nobody can tell whether another has taken its place
     watched: Hashable = tuple(sorted(objects)) if None not in alive else object()
     names = tuple(sorted(_name(own) for own in objects.values()))
     rest = type(guider), tuple(ranges)
-    return Parts((*rest, watched), tuple(own for own in alive if own is not None), (*rest, names))
+    # each copy of a network is evaluated, in its own range
+    chain = tuple((id(_network_of(c)), str(getattr(c, "timestep_range", None))) for c in controls)
+    key, kind = (*rest, watched, chain), (*rest, names, tuple(_name(_network_of(c)) for c in controls))
+    return Parts(key, tuple(own for own in alive if own is not None), kind)
 
 
 def _network_of(control: Any) -> Any:
     """What a ControlNet of the host evaluates, which the copies that are made for every prompt and strength share."""
-    if type(control).__module__ != "comfy.controlnet":
-        return control
+    if type(control).__module__ != "comfy.controlnet" or hasattr(control, "control_weights"):
+        return control  # a control LoRA makes its network anew in every run
     return getattr(control, "control_model", None) or getattr(control, "t2i_model", None) or control
 
 
@@ -246,20 +251,20 @@ def probe(denoise: Callable[[Tensor, Tensor], Tensor], x: Tensor, sigmas: Tensor
     Args:
         denoise: the batched model call.
         x: a noisy state ``[B, ...]`` of the first level.
-        sigmas: ``[K]`` noise levels, two or more, of evaluations that may share a call, falling.
+        sigmas: ``[K]`` noise levels of evaluations that may share a call.
 
     Raises:
         NotFinite: the model is not, and nothing can be told.
     """
-    count = min(len(sigmas), _TRIED)
-    levels = sigmas[[round(i * (len(sigmas) - 1) / (count - 1)) for i in range(count)]]
+    levels = _tried(sigmas)
+    count = len(levels)
     noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(1)).to(x)
     share = torch.linspace(0, 1, count).tolist()
     states = [(1 - 0.9 * part) * x + 0.2 * part * noise for part in share]
 
     def pair(place: int) -> tuple[Tensor, Tensor]:
         both = [place, (place + 1) % count]
-        return torch.stack([states[i] for i in both]), levels[both]
+        return torch.stack([states[i] for i in both]), levels[both].to(sigmas)
 
     late, distant, *others = [count - 2, *(i for i in range(count) if i != count - 2)]
     x_late, at = pair(late)
@@ -276,6 +281,21 @@ def probe(denoise: Callable[[Tensor, Tensor], Tensor], x: Tensor, sigmas: Tensor
     if any(_differ(ring[place][0], ring[place - 1 if place else count - 1][1]) for place in range(count)):
         return "the pictures of a batch influence each other in this model or one of its patches"
     return None
+
+
+def _tried(sigmas: Tensor) -> Tensor:
+    """``[3..5]`` the levels that the probe tries, spread over the different ones among ``sigmas``.
+
+    Where there are two the second stands twice: in a ring of two each state would have the same companion both times.
+    """
+    found = list(dict.fromkeys(sigmas.tolist()))
+    count = max(min(len(found), _TRIED), 3)
+    return torch.tensor([found[-(-i * (len(found) - 1) // (count - 1))] for i in range(count)], dtype=torch.float64)
+
+
+def probed(sigmas: Tensor) -> int:
+    """Rows that the probe evaluates for these noise levels."""
+    return 2 * len(_tried(sigmas)) + 4
 
 
 def _differ(a: Tensor, b: Tensor) -> bool:

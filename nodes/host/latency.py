@@ -32,8 +32,8 @@ class Known:
 
     Attributes:
         model: whose latencies these are. residency: how its weights lay. parts: what is patched into it.
-        apart: noise levels of runs that were tried several levels at once, and may be. trouble: what speaks against
-            that, None for nothing.
+        apart: noise levels of runs that were tried several levels at once, and may be. passed: what tells such runs
+            before they are read off. trouble: what speaks against that, None for nothing.
         calls: {rows: seconds of the last rounds of so many}.
         steps: seconds of an evaluation in the host's own sampler, of the last runs that it made.
         beside: of a round, what is not the model's. evaluations: {sampler: of a step}.
@@ -46,6 +46,7 @@ class Known:
     residency: Hashable
     parts: Parts
     apart: list[tuple[float, ...]] = field(default_factory=list)
+    passed: list[Hashable] = field(default_factory=list)
     trouble: str | None = None
     calls: dict[int, list[float]] = field(default_factory=dict)
     steps: list[float] = field(default_factory=list)
@@ -70,7 +71,9 @@ class Known:
             self,
             parts=parts,
             apart=list(self.apart) if same else [],
+            passed=list(self.passed) if same else [],
             trouble=self.trouble if same else None,
+            single=self.single and same,
             calls={rows: calls[-SURE:] for rows, calls in self.calls.items()},
             steps=self.steps[-1:],
             evaluations=dict(self.evaluations),

@@ -58,8 +58,9 @@ class Live:
 
     def starting(self) -> None:
         """Tell that the first round is under way: it may take long, and the widget shows the run before."""
-        if self._place is not None:
-            self._place.send(BEGUN, self._whose(self._place))
+        place = self._place
+        if place is not None:
+            self._pace.tell(lambda: place.send(BEGUN, self._whose(place)), self._pace.clock(), True)
 
     def begin(self, row_seconds: float | None) -> None:
         """The rounds of a parallel run begin; ``row_seconds`` is what a call for one row has taken before, if known."""

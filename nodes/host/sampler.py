@@ -20,13 +20,13 @@ from ...paratafusion_core.errors import NotFinite
 from .batched import BatchedModel, is_oom
 from .capture import Captured, CaptureError, capture, check_name, random_numbers, same_random_numbers
 from .choice import Leap, Look, NothingWins, plain_if_best
-from .guards import PROBED, known_reason, needs_probe, parts_of, probe
+from .guards import known_reason, needs_probe, parts_of, probe, probed
 from .latency import KNOWN, Known
 from .live import Live
 from .notify import current_place
 from .plain import Unwrapped, close, counted, fallback, name_of, sequential_report
 from .settings import Outcome, Settings
-from .uncond import FoldedModel, distinct, fold_uncond
+from .uncond import FoldedModel, NumberedModel, distinct, fold_uncond
 
 #: Schedules of a kind of run that are remembered to be fit for batches.
 _SCHEDULES = 16
@@ -86,13 +86,13 @@ def _probe(known: Known, batched: BatchedModel, x: Tensor, sigmas: Tensor) -> in
         except comfy.model_management.InterruptProcessingException:
             raise
         except NotFinite:  # the solver will meet it, too; nothing is known
-            return PROBED
+            return probed(together)
         except Exception as error:  # a model may refuse in any way; the plain sampler shows whether it is at fault
             words = f"{type(error).__name__}: {error}"
             raise Unfit(f"the model does not take several noise levels at once ({words})") from None
         if batched.largest < 2:
             raise Unfit("two noise levels at once do not fit into memory")
-        rows = PROBED
+        rows = probed(together)
         known.apart = [*known.apart, levels][-_SCHEDULES:]
     if known.trouble is not None:
         raise Unfit(known.trouble)
@@ -131,21 +131,21 @@ def _of_this(warm: Trajectory | None, problem: str | None) -> tuple[Trajectory |
 
 
 class _LastStep:
-    """A denoiser that remembers what the host shows at the end: D of the last step's first evaluation.
+    """A denoiser that remembers what the host shows at the end, D of the evaluation ``row``.
 
-    Until that is evaluated it is D of the row whose noise ``level`` is nearest to it.
+    Until that is evaluated it is D of the row that is nearest to it. ``levels`` ``[K]`` tell rows apart.
     """
 
-    def __init__(self, denoise: Denoise, batched: BatchedModel, level: float) -> None:
-        self._denoise, self._batched, self._level = denoise, batched, level
-        self._off = float("inf")
+    def __init__(self, denoise: Denoise, batched: BatchedModel, levels: Tensor, row: int) -> None:
+        self._denoise, self._batched = denoise, batched
+        self._away = {float(level): abs(number - row) for number, level in enumerate(levels.float())}
+        self._off = len(levels)
         self.picture: Tensor | None = None
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
         result = self._denoise(x, sigma)
-        off = [abs(level - self._level) for level in sigma.tolist()]
-        # the last of several: where a step ends at this level, another evaluation there begins the next one
-        nearest = min(reversed(range(len(off))), key=off.__getitem__)
+        off = [self._away[float(level)] for level in sigma.float()]
+        nearest = min(range(len(off)), key=off.__getitem__)
         if off[nearest] <= self._off and self._batched.output is not None:
             self._off, self.picture = off[nearest], self._batched.output[nearest]
         return result
@@ -284,30 +284,32 @@ class _Run:
         if reason:
             raise Unfit(reason)
         known = KNOWN.of(model.inner_model, x, parts_of(model, extra_args["model_options"]))
-        planned = None
+        planned, whole = None, (name_of(self.function), tuple(sigmas.tolist()))
         try:
             check_name(self.function)
             if self._settings.plans and self.warm is None and not self._outcome.want_trajectory:
-                doubted = needs_probe(model, extra_args["model_options"])
+                doubted = needs_probe(model, extra_args["model_options"]) and whole not in known.passed
                 planned = plain_if_best(known, name_of(self.function), run.steps, self._settings, doubted)
             captured = capture(self.function, self.extra, model, x, sigmas, extra_args)
-            system, batched, denoise = self._system(captured, model, x, sigmas, extra_args)
+            # where noise is left over, the denoised picture is what an artist can look at
+            left = float(captured.schedule[-1]) >= 1e-2
+            system, batched, denoise = self._system(captured, model, x, sigmas, extra_args, left)
         except CaptureError as error:
             raise Unfit(f"the sampler cannot be made parallel: {error}") from None
         asked = None if self._settings.rows is None else self._options(model, captured, None)
         why = "the sampler reads the unconditional picture" if captured.U is not None else refusal(system, asked)
         options = self._options(model, captured, why)
         several = options.window != 1 and captured.evaluations > 1
-        probing, probed = time.perf_counter(), 0
+        probing, spent = time.perf_counter(), 0
         if several and needs_probe(model, extra_args["model_options"]):
-            probed = _probe(known, batched, x, captured.sigmas)
+            spent = _probe(known, batched, x, captured.sigmas)
+            if whole not in known.passed:
+                known.passed = [*known.passed, whole][-_SCHEDULES:]
         probing = time.perf_counter() - probing
         latent = _latent_format(model)
         cold = _cold_reason(self.warm, x, latent)
         warm, foreign = _of_this(self.warm, self._outcome.problem)
-        # where noise is left over, the denoised picture is what an artist can look at
-        left = float(captured.schedule[-1]) >= 1e-2
-        shown = _LastStep(denoise, batched, float(captured.schedule[-2])) if left else None
+        shown = _LastStep(denoise, batched, system.sigmas, captured.shown) if left else None
         run.live.starting()
         run.live.begin(known.seconds.get(1))
         try:
@@ -326,7 +328,7 @@ class _Run:
                 raise Unfit("the model returned NaN or infinity") from error
             raise
         known.learn(solution.report)
-        solution.report.probe_nfe += probed + looked
+        solution.report.probe_nfe += spent + looked
         why = why or self._settings.own_refusal
         if why is not None and self._settings.solver == "collocation":
             solution.report.plan = f"{solution.report.solver} instead of collocation, as {why}"
@@ -344,16 +346,19 @@ class _Run:
         return solution.x
 
     def _system(
-        self, captured: Captured, model: Any, x: Tensor, sigmas: Tensor, extra_args: dict[str, Any]
+        self, captured: Captured, model: Any, x: Tensor, sigmas: Tensor, extra_args: dict[str, Any], left: bool
     ) -> tuple[System, BatchedModel, Denoise]:
-        """The engine's view of the captured run, and its model."""
+        """The engine's view of the captured run, and its model; with noise ``left`` over each row has its own level."""
         name, steps = name_of(self.function), len(sigmas) - 1
         args = copy.copy(extra_args)
         batched = BatchedModel(model, args, x.shape[0], captured.keep_uncond)
-        if captured.U is None:
-            return System(captured.S, captured.C, captured.sigmas, name, steps), batched, batched
-        fold = fold_uncond(captured.C, captured.U)
         levels = distinct(captured.sigmas)
+        if captured.U is None and (not left or len(captured.sigmas.unique()) == len(levels)):
+            return System(captured.S, captured.C, captured.sigmas, name, steps), batched, batched
+        if captured.U is None:
+            numbered = NumberedModel(batched, captured.sigmas, levels)
+            return System(captured.S, captured.C, levels, name, steps), batched, numbered
+        fold = fold_uncond(captured.C, captured.U)
         return (
             System(captured.S, fold.C, levels, name, steps),
             batched,

@@ -68,6 +68,18 @@ def distinct(sigmas: Tensor) -> Tensor:
     return moved.double()
 
 
+class NumberedModel:
+    """``denoise`` that is called with the :func:`distinct` form ``levels`` of its ``sigmas``."""
+
+    def __init__(self, model: BatchedModel, sigmas: Tensor, levels: Tensor) -> None:
+        self._model, self._sigmas = model, sigmas
+        self._rows = {float(level): row for row, level in enumerate(levels.float())}
+
+    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """``D [W, B, ...]`` of ``x`` ``[W, B, ...]``."""
+        return self._model(x, self._sigmas[[self._rows[float(level)] for level in sigma.float()]])
+
+
 class FoldedModel:
     """``denoise`` of the folded system: E of each row from the model's D and the latest u of the rows it needs."""
 

@@ -286,8 +286,7 @@ def run(arguments: argparse.Namespace) -> None:
     """The suite: networks of full size on an accelerator, small ones of the same classes on a CPU.
 
     Raises:
-        ValueError: the device is not there, diffusers is not installed, an option belongs to another suite, or the
-            folder holds an earlier run.
+        ValueError: the device is not there, diffusers is not installed, or an option belongs to another suite.
     """
     device = torch.device(check_device(arguments.device))
     seeds = check_count("seeds", 16 if arguments.seeds is None else arguments.seeds)

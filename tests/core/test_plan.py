@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from paratafusion_core import Options, Report, schedules, schemes, solve
+from paratafusion_core.automatic import _tell_plan
 from paratafusion_core.bench.problems import Setting, make_task
 from paratafusion_core.cli.sample import Task
 from paratafusion_core.opening import Replan, Shared
@@ -21,6 +22,7 @@ from paratafusion_core.plan import (
     WORTH,
     Latency,
     Machine,
+    Plan,
     Question,
     candidates,
     choose,
@@ -299,3 +301,10 @@ def test_a_window_or_memory_bounds_the_plan(task):
     done = solve(task.system, machine.denoise, options, machine=Machine(clock=lambda: machine.now))
     assert max(done.report.rows_per_round) == 2
     assert done.trajectory is not None and len(done.trajectory.D) == 50
+
+
+@pytest.mark.parametrize(("later", "words"), [(1, "plain sampler: predicted"), (2, "row by row at first: predicted")])
+def test_a_run_that_widens_is_not_called_the_plain_sampler(later, words):
+    report = Report("ddim", 20, "quasi-newton", "balanced", 3e-3, 20)
+    _tell_plan(report, Plan("sequential", 1, None, 0.5, 0.4), None, later)
+    assert report.plan is not None and report.plan.startswith(words)

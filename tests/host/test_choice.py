@@ -220,6 +220,46 @@ def test_what_remembers_the_call_before_runs_as_it_is(flow_model, fresh, machine
         assert torch.equal(result, reference)
 
 
+def test_memory_that_is_short_for_any_pictures_while_two_rows_are_timed(flow_model, fresh, machine, monkeypatch):
+    """The look's call does not fit in parts either; the sampler's own call after it does."""
+    machine(flow_model, with_room)
+    network, calls = flow_model.model.diffusion_model, []
+    forward = network.forward
+
+    def sometimes(x, *args, **kwargs):
+        calls.append(None)
+        if len(calls) in (5, 6):
+            raise comfy.model_management.OOM_EXCEPTION("out of memory")
+        return forward(x, *args, **kwargs)
+
+    monkeypatch.setattr(network, "forward", sometimes)
+    run(flow_model, 20)
+    run(flow_model, 20)
+    assert run(flow_model, 20)[1].solver == "quasi-newton"
+
+
+def test_a_patch_that_refuses_two_rows_is_known_for_it_and_another_is_not(flow_model, fresh, machine):
+    machine(flow_model, with_room)
+
+    def patched(most):
+        clone = flow_model.clone()
+
+        def picky(args):
+            if len(args["denoised"]) > most:
+                raise RuntimeError("one picture at a time")
+            return args["denoised"]
+
+        clone.set_model_sampler_post_cfg_function(picky)
+        return clone
+
+    model = patched(1)
+    run(model, 20)
+    assert "one picture at a time" in run(model, 20)[1].plan
+    other = patched(64)
+    found = [run(other, 50)[1] for _ in range(3)]
+    assert found[-1].solver == "quasi-newton"
+
+
 def test_memory_that_was_short_once_is_tried_again(flow_model, fresh, machine, monkeypatch):
     machine(flow_model, with_room)
     network = flow_model.model.diffusion_model

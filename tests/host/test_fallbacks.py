@@ -16,7 +16,7 @@ import tiny
 import torch
 from comfy.patcher_extension import PatcherInjection
 from paratafusion_pack.nodes.host.capture import CaptureError, capture
-from paratafusion_pack.nodes.host.guards import probe
+from paratafusion_pack.nodes.host.guards import PROBED, PROBES, probe, probed
 from paratafusion_pack.nodes.host.sampler import parallel
 from paratafusion_pack.nodes.host.settings import Outcome, Settings
 from test_mixed import patched, unet_conds, with_values
@@ -187,12 +187,13 @@ def test_a_sampler_with_its_own_sample_method_runs_as_it_is(flow_model, caplog):
     falls_back(flow_model, own, caplog, "its own way of sampling")
 
 
-def test_an_unknown_patch_that_mixes_pictures_is_found_by_the_probe(flow_model, caplog):
+@pytest.mark.parametrize("steps", [2, 3, 4, 6])
+def test_an_unknown_patch_that_mixes_pictures_is_found_by_the_probe(flow_model, caplog, steps):
     model = flow_model.clone()
     model.set_model_sampler_post_cfg_function(
         lambda args: args["denoised"] - 0.2 * args["denoised"].mean(0, keepdim=True)
     )
-    falls_back(model, "euler", caplog, "influence each other")
+    falls_back(model, "euler", caplog, "influence each other", steps=steps)
 
 
 def test_an_unknown_patch_that_reads_the_first_level_is_found_by_the_probe(flow_model, caplog):
@@ -400,3 +401,45 @@ def test_the_probe_sees_places():
 
     assert probe(by_place, torch.ones(1, 4), torch.linspace(1, 0.1, 8))
     assert probe(lambda x, sigma: x * sigma.reshape(-1, 1, 1), torch.ones(1, 4), torch.linspace(1, 0.1, 8)) is None
+
+
+def by_levels(which: str) -> Any:
+    """A model that takes one level for all pictures of a call."""
+
+    def model(x: Tensor, sigma: Tensor) -> Tensor:
+        level = {"first": sigma[0], "last": sigma[-1], "largest": sigma.max(), "mean": sigma.mean()}[which]
+        return x * (0.5 + 0.1 * level)
+
+    return model
+
+
+@pytest.mark.parametrize("which", ["first", "last", "largest", "mean"])
+@pytest.mark.parametrize(
+    "levels", [[9.0, 1.0], [9.0, 9.0, 1.0], [9.0, 5.0, 1.0], [1.0, 5.0, 9.0], [9.0, 7.0, 3.0, 1.0]]
+)
+def test_the_probe_sees_one_level_for_all(which, levels):
+    assert "influence" in probe(by_levels(which), torch.ones(2, 4), torch.tensor(levels))
+
+
+@pytest.mark.parametrize("start", range(0, 37, 3))
+def test_the_probe_sees_a_band_of_a_quarter_of_the_schedule(start):
+    levels = torch.linspace(10, 0.1, 50)
+    high, low = levels[start], levels[start + 13]
+
+    def banded(x: Tensor, sigma: Tensor) -> Tensor:
+        return x * (1.5 if low <= sigma[0] <= high else 1.0)
+
+    assert "influence" in probe(banded, torch.ones(1, 4), levels)
+
+
+def test_the_probe_counts_its_rows():
+    for count in (1, 2, 3, 5, 20):
+        rows: list[int] = []
+
+        def model(x: Tensor, sigma: Tensor) -> Tensor:
+            rows.append(len(x))  # noqa: B023
+            return x
+
+        levels = torch.linspace(9, 1, count)
+        assert probe(model, torch.ones(1, 4), levels) is None and sum(rows) == probed(levels) <= PROBED
+        assert len(rows) <= PROBES

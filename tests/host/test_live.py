@@ -7,9 +7,10 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 from comfy_server import Server
-from paratafusion_pack.nodes.host.live import EVENT, Live, levels
+from paratafusion_pack.nodes.host.live import BEGUN, EVENT, Live, levels
 from paratafusion_pack.nodes.host.notify import Place, current_place
 from paratafusion_pack.nodes.host.pace import PERIOD, Pace, pace_of
 from paratafusion_pack.paratafusion_core import Options, Progress, Report, schedules, schemes, solve
@@ -194,6 +195,16 @@ def test_a_run_that_measured_no_single_row_keeps_the_speed_of_earlier_ones():
     assert [m["speedup"] for m in got] == [20 * 0.5 / 2, 20 * 0.5 / 4]
 
 
+@pytest.mark.parametrize(("status", "solver"), [("max_rounds", "quasi-newton"), ("converged", "sequential")])
+def test_sketches_and_plain_runs_have_no_speed(status, solver):
+    told, got = live(2.0)
+    told.begin(0.5)
+    report = report_of(1)
+    report.status, report.solver = status, solver
+    told.end(report)
+    assert got[-1]["speedup"] is None
+
+
 def test_without_a_place_nothing_is_told():
     assert current_place() is None  # no server runs in this process
     told, got = live(PERIOD, shown=None)
@@ -352,6 +363,26 @@ def test_where_no_node_can_be_told_a_line_of_text_is_left(server):
     told, lines = heard(server, graph)
     assert told == []
     assert len(lines) == 1 and b"sampler" in lines[0] and b"rounds" in lines[0]
+
+
+def test_the_first_round_is_announced(server):
+    socket, kinds = connect(server, server.client), []
+    try:
+        prompt = server.queue(demo(seed=57, steps=24, preset="strict"))
+        socket.settimeout(2)
+        while True:
+            frame = socket.recv()
+            if isinstance(frame, str):
+                message = json.loads(frame)
+                kinds += [message["type"]] if message["type"] in (BEGUN, EVENT) else []
+                if message["type"] == BEGUN:
+                    assert message["data"]["node"] == "sampler" and message["data"]["steps"] == 24
+    except Exception as error:
+        assert "timed out" in str(error)
+    finally:
+        socket.close()
+    server.wait(prompt)
+    assert kinds.count(BEGUN) == 1 and EVENT in kinds
 
 
 def test_an_interrupted_run_says_so(server):

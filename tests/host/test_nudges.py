@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import comfy.controlnet
 import comfy.samplers
 import pytest
 import torch
-from paratafusion_pack.nodes.host import sampler
-from paratafusion_pack.nodes.host.guards import PROBED, Parts
+from paratafusion_pack.nodes.host import guards, latency, sampler
+from paratafusion_pack.nodes.host.guards import PROBED, Parts, parts_of
+from paratafusion_pack.nodes.host.latency import Known
 from paratafusion_pack.nodes.host.sampler import parallel
 from paratafusion_pack.nodes.host.settings import Outcome, Settings
 from test_mixed import control_net, unet_conds
@@ -108,6 +110,24 @@ def test_the_probe_counts_before_a_short_run_is_parallel(flow_model, fresh, mach
     assert run(with_patch(flow_model, 0.99), 50).solver == "quasi-newton"
 
 
+def test_a_new_schedule_is_charged_for_its_probe(flow_model, fresh, machine):
+    """What was found of one schedule's levels says nothing of another's."""
+    machine(flow_model, lambda pictures: 0.1 + 0.01 * pictures)
+    model = with_patch(flow_model, 1.0)
+    found = [run(model, steps) for steps in (50, 50, 50, 20, 21)]
+    assert [report.solver for report in found[1:]] == ["quasi-newton"] * 2 + ["sequential"] * 2
+    assert [report.probe_nfe for report in found[1:3]] == [PROBED, 0]
+
+
+def test_collocation_is_charged_for_the_probe_too(flow_model, fresh, machine):
+    """On a full machine fourteen rows more are no gain."""
+    machine(flow_model, full)
+    settings = Settings(preset="sketch")
+    for scale in (1.0, 0.99, 0.98):
+        report = run(with_patch(flow_model, scale), settings=settings)
+    assert report.solver == "sequential" and report.probe_nfe == 0
+
+
 def test_numbers_measured_after_the_change_soon_count(flow_model, fresh, machine):
     """A patch may take more time with another number."""
     machine(flow_model, with_room)
@@ -157,3 +177,74 @@ def test_runs_after_a_change_leave_what_was_known_before_it(flow_model, fresh, m
     for _ in range(3):
         run(with_lora(flow_model, 0.6))
     assert repr(before) == told
+
+
+def test_few_of_the_old_times_are_kept_so_that_new_ones_soon_count(flow_model, fresh):
+    known = Known(lambda: None, None, Parts((1,), ()), calls={1: [0.1] * 9, 2: [0.2]}, steps=[0.1] * 5, single=True)
+    after = known.after_a_nudge(Parts((2,), ()))
+    assert after.calls == {1: [0.1] * 2, 2: [0.2]} and after.steps == [0.1] and not after.single
+    assert known.after_a_nudge(known.parts).single
+
+
+def test_the_kind_of_a_graph(flow_model, unet):
+    """The same but for numbers is of one kind; another number, kind or wrapper of patches is another."""
+
+    def kinds(model):
+        return latency._weights_of(model)
+
+    assert kinds(with_lora(flow_model, 0.5)) == kinds(with_lora(flow_model, 0.6)) != kinds(flow_model)
+    assert kinds(with_lora(with_lora(flow_model, 0.5), 0.5)) != kinds(with_lora(flow_model, 0.5))
+    listed = flow_model.clone()
+    listed.add_patches({WEIGHT: [torch.zeros(1)]}, 0.5)
+    assert kinds(listed) != kinds(with_lora(flow_model, 0.5))
+    wrapped = flow_model.clone()
+    wrapped.add_weight_wrapper(WEIGHT, lambda weight: weight)
+    assert kinds(wrapped) != kinds(flow_model)
+
+
+class Seen:
+    """What the pack sees of a run with these conds."""
+
+    def __init__(self, model, *conds):
+        self.inner_model = self
+        self.model_patcher, self.conds, self.model_options, self.cfg = model, {"positive": list(conds)}, {}, 4.0
+
+
+def test_a_graph_is_told_by_its_control_nets_and_ranges(unet):
+    net = control_net(unet, 1)
+
+    def copied(strength=0.8, after=None, span=(9.0, 1.0)):
+        made = net.copy().set_cond_hint(torch.rand(1, 3, 64, 64), strength, (0.2, 0.7))
+        made.timestep_range = span
+        if after is not None:
+            made.set_previous_controlnet(after)
+        return made
+
+    def parts(control, **bounds):
+        return parts_of(Seen(unet, {"model_conds": {}, "control": control, **bounds}), {})
+
+    one, again, two = parts(copied()), parts(copied(0.5)), parts(copied(after=copied()))
+    assert one.key == again.key and one.kind == again.kind
+    assert two.key != one.key and two.kind != one.kind
+    short = parts(copied(span=(9.0, 8.0)))
+    assert short.key != one.key and short.kind == one.kind
+    assert parts(copied(), timestep_start=5.0).kind != one.kind
+
+    class Other(type(net)):
+        """Of another pack: what its copies share is not known."""
+
+    def of_other():
+        made = copied()
+        made.__class__ = Other
+        return made
+
+    assert parts(of_other()).key != parts(of_other()).key
+
+
+def test_t2i_adapters_are_their_networks_and_control_loras_themselves(unet):
+    network = torch.nn.Linear(1, 1)
+    adapters = [comfy.controlnet.T2IAdapter(network, 3, 8, "area", device=torch.device("cpu")) for _ in range(2)]
+    assert guards._network_of(adapters[0]) is guards._network_of(adapters[1]) is network
+    lora = comfy.controlnet.ControlLora({})
+    lora.control_model = network  # made anew in every run
+    assert guards._network_of(lora) is lora

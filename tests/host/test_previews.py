@@ -137,7 +137,8 @@ def denoised_output(model: Any, sampler: Any, sigmas: torch.Tensor) -> torch.Ten
     ("name", "part", "kind"),
     [
         *itertools.product(("euler", "heun", "dpm_2", "dpmpp_2s_ancestral", "dpmpp_sde"), ["high"], ["flow", "eps"]),
-        *itertools.product(("seeds_2", "euler_cfg_pp"), ["high"], ["flow", "eps"]),
+        *itertools.product(("seeds_2", "euler_cfg_pp", "sa_solver_pece"), ["high"], ["flow", "eps"]),
+        *itertools.product(["dpmpp_2s_ancestral_cfg_pp"], ["high"], ["flow", "eps"]),
         ("euler", "rising", "flow"),
         ("euler", "rising", "eps"),
         ("dpmpp_2m", "rising", "eps"),  # of a flow it divides by zero

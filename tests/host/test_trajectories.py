@@ -7,6 +7,7 @@ import json
 import os
 import struct
 import sys
+from pathlib import Path
 
 import comfy.sample
 import comfy.samplers
@@ -96,6 +97,14 @@ def folders(tmp_path, monkeypatch):
 
 def small(rows: int = 4, side: int = 4, **facts) -> Trajectory:
     return Trajectory(torch.zeros(rows, 1, 3, side, side).half(), torch.linspace(9, 1, rows).double(), "euler", **facts)
+
+
+def test_a_linked_file_is_read_again_after_any_has_changed(folders):
+    save_trajectory(Path(folder_paths.get_input_directory()) / "a.safetensors", small())
+    before = LoadTrajectory.fingerprint_inputs(file=None)
+    assert LoadTrajectory.fingerprint_inputs() == before != []
+    save_trajectory(Path(folder_paths.get_input_directory()) / "a.safetensors", small(rows=5))
+    assert LoadTrajectory.fingerprint_inputs() != before
 
 
 def test_a_link_that_leads_outside_is_refused(folders):

@@ -322,6 +322,15 @@ def test_a_graph_that_comes_from_the_cache_after_a_reload_says_so(server, mode):
     until(page, "cached")
     assert words(page)["title"] == "Unchanged, not run again"
     idle(server)
+    start(page, steps=8)  # another workflow, whose nodes have the same numbers
+    cached = """() => {
+        const nodes = window.app.graph.nodes.map((n) => String(n.id));
+        window.app.api.dispatchEvent(new CustomEvent('execution_cached', { detail: { nodes, prompt_id: 'p' } }));
+    }"""
+    page.evaluate("() => { window.app.rootGraph.id = 'another' }")
+    page.evaluate(cached)
+    page.wait_for_timeout(300)
+    assert state(page) == "idle"
     assert faults == []
 
 
