@@ -186,7 +186,8 @@ def _weights_of(patcher: Any) -> Hashable:
     """How the weights are patched, but for the numbers: which of them, how often, and by which kind of patch."""
     patches, wrappers = (getattr(patcher, name, {}) for name in ("patches", "weight_wrapper_patches"))
     kinds = ((key, tuple(type(patch[1]).__name__ for patch in some)) for key, some in patches.items())
-    return frozenset(kinds), frozenset((key, len(some)) for key, some in wrappers.items())
+    # a hash: the names of a large model's weights would be kept for every graph
+    return hash((frozenset(kinds), frozenset((key, len(some)) for key, some in wrappers.items())))
 
 
 def residency_of(patcher: Any) -> Hashable:
