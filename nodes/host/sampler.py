@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -67,8 +67,10 @@ def parallel(inner: Any, settings: Settings, outcome: Outcome, warm: Trajectory 
     return comfy.samplers.KSAMPLER(run, {}, dict(inner.inpaint_options))
 
 
-def _probe(known: Known, batched: BatchedModel, x: Tensor, sigmas: Tensor) -> int:
+def _probe(known: Known, batched: BatchedModel, x: Tensor, sigmas: Tensor, whole: Hashable) -> int:
     """Try the model with several noise levels at once, unless that is known; returns the rows that it took.
+
+    ``whole`` tells runs of these levels before they are read off.
 
     Raises:
         Unfit: it mixes them, or does not take them (some networks refuse more than one picture).
@@ -96,6 +98,8 @@ def _probe(known: Known, batched: BatchedModel, x: Tensor, sigmas: Tensor) -> in
         known.apart = [*known.apart, levels][-_SCHEDULES:]
     if known.trouble is not None:
         raise Unfit(known.trouble)
+    if whole not in known.passed:
+        known.passed = [*known.passed, whole][-_SCHEDULES:]
     return rows
 
 
@@ -302,9 +306,7 @@ class _Run:
         several = options.window != 1 and captured.evaluations > 1
         probing, spent = time.perf_counter(), 0
         if several and needs_probe(model, extra_args["model_options"]):
-            spent = _probe(known, batched, x, captured.sigmas)
-            if whole not in known.passed:
-                known.passed = [*known.passed, whole][-_SCHEDULES:]
+            spent = _probe(known, batched, x, captured.sigmas, whole)
         probing = time.perf_counter() - probing
         latent = _latent_format(model)
         cold = _cold_reason(self.warm, x, latent)
@@ -327,23 +329,26 @@ class _Run:
             if batched.output is not None and not batched.output.isfinite().all():
                 raise Unfit("the model returned NaN or infinity") from error
             raise
-        known.learn(solution.report)
-        solution.report.probe_nfe += spent + looked
-        why = why or self._settings.own_refusal
-        if why is not None and self._settings.solver == "collocation":
-            solution.report.plan = f"{solution.report.solver} instead of collocation, as {why}"
-        elif why is not None and self._settings.aims and self._settings.solver == "auto":
-            plan = solution.report.plan or solution.report.solver
-            solution.report.plan = f"{plan}; no collocation, as {why}"
-        _account(solution.report, run.started, probing)
+        report = solution.report
+        known.learn(report)
+        report.probe_nfe += spent + looked
+        self._tell_refusal(report, why or self._settings.own_refusal)
+        _account(report, run.started, probing)
         if planned is not None:
-            known.learn_outcome(planned, solution.report, solution.report.seconds - probing)
+            known.learn_outcome(planned, report, report.seconds - probing)
+        report.warm = cold or (report.warm and report.warm + foreign)
         kept = solution.trajectory
-        self._outcome.report = solution.report
+        self._outcome.report = report
         self._outcome.trajectory = None if kept is None else replace(kept, latent=latent)
-        solution.report.warm = cold or (solution.report.warm and solution.report.warm + foreign)
         sigmas.copy_(captured.schedule)
         return solution.x
+
+    def _tell_refusal(self, report: Report, why: str | None) -> None:
+        """Say in the plan why collocation has not served a run that asked for it, if there is a reason."""
+        if why is not None and self._settings.solver == "collocation":
+            report.plan = f"{report.solver} instead of collocation, as {why}"
+        elif why is not None and self._settings.aims and self._settings.solver == "auto":
+            report.plan = f"{report.plan or report.solver}; no collocation, as {why}"
 
     def _system(
         self, captured: Captured, model: Any, x: Tensor, sigmas: Tensor, extra_args: dict[str, Any], left: bool

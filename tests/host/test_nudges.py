@@ -119,6 +119,14 @@ def test_a_new_schedule_is_charged_for_its_probe(flow_model, fresh, machine):
     assert [report.probe_nfe for report in found[1:3]] == [PROBED, 0]
 
 
+def test_a_probe_that_met_nan_has_passed_nothing(flow_model, fresh):
+    run(with_patch(flow_model, torch.nan), settings=Settings(window=4))
+    (entry,) = fresh._known.values()
+    assert entry.passed == [] and entry.apart == []
+    run(with_patch(flow_model, 1.0), settings=Settings(window=4))
+    assert len(list(fresh._known.values())[-1].passed) == 1
+
+
 def test_collocation_is_charged_for_the_probe_too(flow_model, fresh, machine):
     """On a full machine fourteen rows more are no gain."""
     machine(flow_model, full)
