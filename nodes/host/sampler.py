@@ -26,7 +26,7 @@ from .live import Live
 from .notify import current_place
 from .plain import Unwrapped, close, counted, fallback, name_of, sequential_report
 from .settings import Outcome, Settings
-from .uncond import FoldedModel, NumberedModel, distinct, fold_uncond
+from .uncond import FoldedModel, NumberedModel, by_level, distinct, fold_uncond
 
 #: Schedules of a kind of run that are remembered to be fit for batches.
 _SCHEDULES = 16
@@ -142,13 +142,13 @@ class _LastStep:
 
     def __init__(self, denoise: Denoise, batched: BatchedModel, levels: Tensor, row: int) -> None:
         self._denoise, self._batched = denoise, batched
-        self._away = {float(level): abs(number - row) for number, level in enumerate(levels.float())}
+        self._row, self._rows_of = row, by_level(levels)
         self._off = len(levels)
         self.picture: Tensor | None = None
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
         result = self._denoise(x, sigma)
-        off = [self._away[float(level)] for level in sigma.float()]
+        off = [abs(row - self._row) for row in self._rows_of(sigma)]
         nearest = min(range(len(off)), key=off.__getitem__)
         if off[nearest] <= self._off and self._batched.output is not None:
             self._off, self.picture = off[nearest], self._batched.output[nearest]

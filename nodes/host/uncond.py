@@ -12,6 +12,7 @@ division by a_i keeps its slope that of a denoiser.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -68,16 +69,21 @@ def distinct(sigmas: Tensor) -> Tensor:
     return moved.double()
 
 
+def by_level(levels: Tensor) -> Callable[[Tensor], list[int]]:
+    """The rows of noise levels that are among ``levels`` ``[K]``, no two of which are equal."""
+    rows = {float(level): row for row, level in enumerate(levels.float())}
+    return lambda sigma: [rows[float(level)] for level in sigma.float()]
+
+
 class NumberedModel:
     """``denoise`` that is called with the :func:`distinct` form ``levels`` of its ``sigmas``."""
 
     def __init__(self, model: BatchedModel, sigmas: Tensor, levels: Tensor) -> None:
-        self._model, self._sigmas = model, sigmas
-        self._rows = {float(level): row for row, level in enumerate(levels.float())}
+        self._model, self._sigmas, self._rows_of = model, sigmas, by_level(levels)
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
         """``D [W, B, ...]`` of ``x`` ``[W, B, ...]``."""
-        return self._model(x, self._sigmas[[self._rows[float(level)] for level in sigma.float()]])
+        return self._model(x, self._sigmas[self._rows_of(sigma)])
 
 
 class FoldedModel:
@@ -85,15 +91,14 @@ class FoldedModel:
 
     def __init__(self, model: BatchedModel, fold: Fold, sigmas: Tensor, levels: Tensor) -> None:
         """``levels`` are the :func:`distinct` form of ``sigmas``, which the model is shown."""
-        self._model, self._fold, self._sigmas = model, fold, sigmas
-        self._rows = {float(level): row for row, level in enumerate(levels.float())}
+        self._model, self._fold, self._sigmas, self._rows_of = model, fold, sigmas, by_level(levels)
         self._uncond: dict[int, Tensor] = {}
         band = (fold.others != 0).nonzero()
         self._reach = int((band[:, 0] - band[:, 1]).max()) if len(band) else 0
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
         """``E [W, B, ...]`` of ``x`` ``[W, B, ...]``."""
-        rows = [self._rows[float(level)] for level in sigma.float()]
+        rows = self._rows_of(sigma)
         D, u = self._model.with_uncond(x, self._sigmas[rows])
         for place, row in enumerate(rows):
             self._uncond[row] = u[place].clone()

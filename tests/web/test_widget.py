@@ -59,6 +59,14 @@ def idle(server: Any) -> None:
     raise AssertionError("the queue does not come to rest")
 
 
+def finish(server: Any, page: Any, **values: Any) -> None:
+    """A fresh graph, run to its end."""
+    start(page, **values)
+    run(page)
+    until(page, "done")
+    idle(server)
+
+
 def test_quickstart_from_the_template_browser_in_one_click(server, mode):
     page, faults, name = mode
     page.get_by_role("button", name="Templates").first.click()
@@ -213,10 +221,7 @@ def test_workflow_text_never_becomes_markup(server, mode, kinds):
 
 def test_a_fallback_says_why_in_both_themes(server, mode):
     page, faults, name = mode
-    start(page, sampler_name="dpm_adaptive", steps=12)
-    run(page)
-    until(page, "done")
-    idle(server)
+    finish(server, page, sampler_name="dpm_adaptive", steps=12)
     page.wait_for_timeout(300)
     said = words(page)
     assert said["title"] == "Done, sequentially" and "dpm_adaptive" in said["note"] and said["gain"] == ""
@@ -233,10 +238,7 @@ def test_a_fallback_says_why_in_both_themes(server, mode):
 
 def test_it_is_legible_without_a_mouse_or_a_screen(server, mode):
     page, _, name = mode
-    start(page, steps=12)
-    run(page)
-    until(page, "done")
-    idle(server)
+    finish(server, page, steps=12)
     widget = page.locator(WIDGET)
     assert widget.get_attribute("tabindex") == "0" and widget.get_attribute("role") == "group"
     label = widget.get_attribute("aria-label")
@@ -294,10 +296,7 @@ def test_a_parallel_sampler_shows_the_run_it_is_part_of(server, mode):
 
 def test_coming_back_to_a_workflow_shows_its_last_run(server, mode):
     page, faults, _ = mode
-    start(page, steps=12)
-    run(page)
-    until(page, "done")
-    idle(server)
+    finish(server, page, steps=12)
     said = words(page)
     saved = json.loads(page.evaluate("() => JSON.stringify(window.app.rootGraph.serialize())"))
     page.evaluate("w => window.app.loadGraphData(w, true, false)", saved)
@@ -309,10 +308,7 @@ def test_coming_back_to_a_workflow_shows_its_last_run(server, mode):
 
 def test_a_graph_that_comes_from_the_cache_after_a_reload_says_so(server, mode):
     page, faults, _ = mode
-    start(page, steps=8)
-    run(page)
-    until(page, "done")
-    idle(server)
+    finish(server, page, steps=8)
     page.wait_for_timeout(1500)  # the frontend keeps its drafts with a delay
     page.reload()
     page.wait_for_function(f"() => window.app?.graph?.nodes?.some((n) => n.type === '{SAMPLER}')", timeout=90_000)
@@ -336,10 +332,7 @@ def test_a_graph_that_comes_from_the_cache_after_a_reload_says_so(server, mode):
 
 def test_the_first_round_does_not_show_the_run_before(server, mode):
     page, faults, _ = mode
-    start(page, steps=8)
-    run(page)
-    until(page, "done")
-    idle(server)
+    finish(server, page, steps=8)
     tell = """([prompt]) => {
         const node = String(window.app.graph.nodes.find((n) => n.type === 'ParaTAF_KSampler').id);
         const detail = { node, workflow: window.app.rootGraph.id, prompt, steps: 8 };
