@@ -246,7 +246,7 @@ def fold(problem: Problem, first: int, D: Tensor) -> None:
     if len(D) == 1:  # a product of matrices takes twice as long
         later.addcmul_(weights[:, :, None], D)
     else:
-        later.flatten(1).addmm_(weights, D.flatten(1))
+        later.view(len(later), -1).addmm_(weights, D.flatten(1))
 
 
 def opening(problem: Problem, stop: int) -> Front:

@@ -60,7 +60,7 @@ def check_folder(name: str) -> Path:
     if not name:
         raise ValueError("out is ''; the path of a folder is allowed")
     path = Path(name)
-    nearest = next(p for p in (path, *path.absolute().parents) if p.exists())
+    nearest = next(p for p in (path, *path.absolute().parents) if os.path.lexists(p))
     if not nearest.is_dir():
         raise ValueError(f"out is {name!r}; the path of a folder is allowed, and {nearest.name} is a file")
     try:

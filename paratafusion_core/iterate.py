@@ -114,7 +114,8 @@ def _trajectory(
 def _problem(job: Job) -> Problem:
     system, options = job.system, job.options
     shape = system.S.shape[1:]
-    S = system.S.detach().reshape(len(system.S), shape[0], -1).clone()
+    # whatever its layout in memory: rows are changed in place, flat
+    S = system.S.detach().reshape(len(system.S), shape[0], -1).clone(memory_format=torch.contiguous_format)
     scales = Scales.of(system, options.flow, options.data_rms)
     sigmas = send(system.sigmas, S)
     solver = make(options, system.evaluations, job.warm is not None)

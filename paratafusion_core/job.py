@@ -107,7 +107,7 @@ def predict_speedup(report: Report) -> None:
     The first call of a run may be late by any factor: where no other evaluated a single row, what one takes follows
     from the larger ones.
     """
-    calls, spent = report.calls(), sum(report.seconds_per_round)
+    calls, spent = report.calls(), report.spent
     single = [seconds for rows, seconds in calls if rows == 1]
     report.predicted_speedup = None
     if report.status != Status.CONVERGED.value or not single or spent <= 0:

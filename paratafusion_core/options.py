@@ -92,9 +92,9 @@ class Options:
         if not isinstance(self.flow, (bool, np.bool_)):
             raise ValueError(f"flow is {self.flow!r}; True or False is allowed")
         object.__setattr__(self, "flow", bool(self.flow))
-        check_real("data_rms", self.data_rms, above=0.0)
+        object.__setattr__(self, "data_rms", check_real("data_rms", self.data_rms, above=0.0))
         if self.peak is not None:
-            check_real("peak", self.peak, above=0.0)
+            object.__setattr__(self, "peak", check_real("peak", self.peak, above=0.0))
 
     def _check_collocation(self) -> None:
         if self.rows is not None and check_count("rows", self.rows) < 2:

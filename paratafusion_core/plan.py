@@ -16,6 +16,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from .errors import check_count, check_real
+
 T = TypeVar("T", bound=tuple[Any, ...])
 
 #: A parallel plan must be predicted to take less than this share of the plain sampler's time.
@@ -75,12 +77,23 @@ class Machine:
         engine: seconds of a round that are not the model's, at least 0.
         most: rows that fit into memory together, None for no limit.
         clock: seconds, rising.
+
+    Raises:
+        ValueError: a number is out of its bounds.
     """
 
     latencies: Mapping[int, float] = field(default_factory=dict)
     engine: float = 0.0
     most: int | None = None
     clock: Callable[[], float] = time.perf_counter
+
+    def __post_init__(self) -> None:
+        for rows, seconds in self.latencies.items():
+            check_count("machine latencies' rows", rows)
+            check_real(f"machine latency of {rows} rows", seconds, low=0.0)
+        check_real("machine engine", self.engine, low=0.0)
+        if self.most is not None:
+            check_count("machine most", self.most)
 
 
 @dataclass(frozen=True)

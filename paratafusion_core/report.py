@@ -98,6 +98,11 @@ class Report:
 
         return {k: clean(v) for k, v in dataclasses.asdict(self).items()}
 
+    @property
+    def spent(self) -> float:
+        """Seconds of the rounds and of the calls before the plan."""
+        return sum(self.seconds_per_round) + sum(seconds for _, seconds in self.opening)
+
     def calls(self) -> list[tuple[int, float]]:
         """(rows, seconds) of the rounds that evaluated all of their rows, and of the calls before the plan."""
         rounds = zip(self.rows_per_round, self.seconds_per_round, strict=True)
@@ -112,7 +117,10 @@ class Report:
 
 @dataclass(frozen=True)
 class Fidelity:
-    """How near a result is to its reference: PSNR in dB for ``psnr_peak``, largest difference, relative L2 error."""
+    """How near a result is to its reference: PSNR in dB for ``psnr_peak``, largest difference, relative L2 error.
+
+    The PSNR of equal pictures is infinite, that of others for a range of 0 minus infinity.
+    """
 
     psnr_db: float
     psnr_peak: float
@@ -137,6 +145,7 @@ def fidelity(result: Tensor, reference: Tensor, peak: float | None = None) -> Fi
     peak = float(b.max() - b.min()) if peak is None else float(peak)
     square = ((a - b) ** 2).mean(1)
     worst = float(square.max())
-    psnr = math.inf if worst == 0 else 10 * math.log10(max(peak, 1e-300) ** 2 / worst)
+    range_db = 20 * math.log10(peak) if peak > 0 else -math.inf
+    psnr = math.inf if worst == 0 else range_db - 10 * math.log10(worst)
     relative = (square / (b**2).mean(1).clamp(min=1e-300)).max().sqrt()
     return Fidelity(psnr, peak, float((a - b).abs().max()), float(relative))

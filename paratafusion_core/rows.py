@@ -11,6 +11,10 @@ from torch import Tensor
 
 from .system import System
 
+#: The rms of data for which tolerances are as they were measured, latents and pictures in [-1, 1]. Data of another rms,
+#: and the noise with them, are taken as if they were scaled to the nearer end: the same run in other units is the same.
+_USUAL = 0.5, 2.0
+
 
 @dataclass(frozen=True)
 class Scales:
@@ -19,11 +23,11 @@ class Scales:
     Attributes:
         sigma: noise level.
         alpha: signal level: 1 (VE-scaled x) or 1 - sigma (flow).
-        norm: n = sqrt(alpha^2 + sigma^2), the size of x for unit data.
+        norm: n = sqrt(alpha^2 + (sigma / unit)^2), the size of x for unit data.
         gaussian: the slope dD/dx of a Gaussian denoiser, alpha s^2 / (alpha^2 s^2 + sigma^2).
         eps: the slope that holds eps, 1 / alpha (0 where alpha is 0: a flow's pure noise).
-        spread: standard deviation of DDPM's noise into this row: ParaTAA's g.
-        data_rms: s.
+        spread: standard deviation of DDPM's noise into this row, over the unit: ParaTAA's g.
+        data_rms: s. unit: the rms from which noise is counted, 1 for data of an rms of ``_USUAL``.
     """
 
     sigma: Tensor
@@ -33,6 +37,7 @@ class Scales:
     eps: Tensor
     spread: Tensor
     data_rms: float
+    unit: float = 1.0
 
     @staticmethod
     def of(system: System, flow: bool, data_rms: float) -> Scales:
@@ -45,14 +50,16 @@ class Scales:
         if flow and float(sigma.max()) > 1:
             raise ValueError(f"sigmas holds {float(sigma.max())!r}; at most 1 is allowed as flow is on")
         alpha = 1 - sigma if flow else torch.ones_like(sigma)
+        unit = data_rms / min(max(data_rms, _USUAL[0]), _USUAL[1])
         signal = (alpha * data_rms) ** 2
         gaussian = alpha * data_rms**2 / (signal + sigma**2).clamp(min=1e-300)
         eps = torch.where(alpha > 0, 1 / alpha.clamp(min=1e-300), 0.0)
         ve = torch.where(alpha > 0, sigma / alpha.clamp(min=1e-300), torch.inf)
         before = torch.cat([ve.new_tensor([torch.inf]), ve[:-1]])
         ratio = torch.where(before.isinf(), 0.0, ve / before).clamp(max=1)
-        spread = sigma * (1 - ratio**2).sqrt()
-        return Scales(sigma, alpha, (alpha**2 + sigma**2).sqrt(), gaussian, eps, spread, data_rms)
+        spread = sigma / unit * (1 - ratio**2).sqrt()
+        norm = (alpha**2 + (sigma / unit) ** 2).sqrt()
+        return Scales(sigma, alpha, norm, gaussian, eps, spread, data_rms, unit)
 
     def rows(self, first: int, stop: int) -> Scales:
         """The constants of rows ``first..stop-1``."""
@@ -65,6 +72,7 @@ class Scales:
             self.eps[cut],
             self.spread[cut],
             self.data_rms,
+            self.unit,
         )
 
     @property

@@ -24,6 +24,8 @@ MAX_BYTES = 900 << 20
 _HEADER = 1024
 _MAX_HEADER = 1 << 20
 _LONGEST = 200
+#: ``Trajectory.rough`` looks at so many rows, and calls more than this share of a change a jump.
+_FEW, _ROUGH = 16, 0.68
 _NOTHING = type(None)
 #: What a file says of a trajectory beside its tensors, and of its part, with the types that are allowed.
 _FACTS: dict[str, tuple[type, ...]] = {
@@ -178,6 +180,21 @@ class Trajectory:
         """Memory that its pictures take."""
         changes = None if self.part is None else self.part.changes
         return self.D.nbytes + (0 if changes is None else changes.nbytes)
+
+    @property
+    def rough(self) -> bool:
+        """Whether D jumps from row to row, as it does where a sampler adds noise of its own in every step.
+
+        Told from second differences over first ones, of 16 rows at most, as half precision rounds small ones: 0.3 to
+        0.65 without such noise, 0.7 to 1.3 with it (demo network, DDIM, 2M, Euler; DDPM, 2M SDE; 10 to 100 steps).
+        """
+        rows = torch.linspace(0, len(self.D) - 1, min(len(self.D), _FEW)).round().long()
+        D = self.D[rows.to(self.D.device)].flatten(1).float()
+        bends, ways = D[2:] - 2 * D[1:-1] + D[:-2], D[2:] - D[:-2]
+        if len(bends) < 3:
+            return False
+        sizes = [torch.linalg.vector_norm(v, dim=1) for v in (bends, ways)]
+        return float((sizes[0] / sizes[1].clamp(min=1e-30)).median()) > _ROUGH
 
     def has_levels(self, sigmas: Tensor, flow: bool) -> bool:
         """Whether these are its own noise levels, to rounding: a host may compute them on the CPU, then on the GPU."""

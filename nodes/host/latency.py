@@ -64,7 +64,8 @@ class Known:
     def after_a_nudge(self, parts: Parts) -> Known:
         """What this foretells of a graph in which numbers were changed: few times, so that measured ones soon count.
 
-        What was found of rows and calls holds where the functions are the same, as weights do not mix pictures.
+        What was found of rows and calls holds where the functions and their numbers are the same, as weights do not mix
+        pictures.
         """
         same = parts.key == self.parts.key and not self.parts.gone
         return replace(
@@ -109,7 +110,7 @@ class Known:
         for rows, seconds in report.calls():
             self.learn_call(rows, seconds)
         if report.rounds and report.seconds_per_round:
-            extra = sum(report.seconds_per_round) - report.model_seconds
+            extra = report.spent - report.model_seconds
             self.beside = max(extra / report.rounds, 0.0)
 
     def learn_call(self, rows: int, seconds: float) -> None:

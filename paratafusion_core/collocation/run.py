@@ -115,6 +115,8 @@ def collocate(
     if begun is not None:
         nodes, signs, cost = begun.nodes, begun.signs, (begun.rounds, begun.nfe)
     before = None if old is None or nodes is not None else send(old, system.S)
+    if before is not None and not system.noisy and job.warm is not None and job.warm.rough:
+        before, report.warm = None, f"{report.warm}; not used, as noise of its sampler's own is in it"
     ground = _ground(system, scales, before)
     plan = budget(ground, options)
     if nodes is not None and cost[1] > cost[0]:  # more rows than rounds

@@ -128,7 +128,7 @@ class ParaTAA:
             right = (vp[..., 1:, 0] * mask[:, None]).cumsum(0)
             # a row uses the columns that it has itself
             gram = gram * mask[:, None, :, None] * mask[:, None, None, :]
-            ridge = self.ridge * torch.eye(m, dtype=torch.float64)
+            ridge = self.ridge * scales.unit**2 * torch.eye(m, dtype=torch.float64)
             gamma = torch.linalg.solve(gram + ridge, right * mask[:, None])  # [n, B, m]
             gamma[: first + 1] = 0.0
             weights[:, own, 1 : 1 + m, own] = -gamma

@@ -6,6 +6,7 @@ import functools
 import math
 import re
 from collections.abc import Callable
+from fractions import Fraction
 from typing import Any
 
 import pytest
@@ -375,3 +376,9 @@ def test_flow_systems_pass() -> None:
     run = schemes.euler(start() / float(SIGMAS[0]), flow(K), flow=True)
     solution = solve(run, lambda x, sigma: x * 0.5, Options(flow=True))
     assert solution.x.isfinite().all()
+
+
+def test_real_numbers_of_other_kinds_are_taken() -> None:
+    options = Options("collocation", data_rms=Fraction(1, 2), peak=Fraction(2))
+    assert (options.data_rms, options.peak) == (0.5, 2.0) and isinstance(options.peak, float)
+    assert solve(system(), DENOISE, options).x.isfinite().all()

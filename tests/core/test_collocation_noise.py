@@ -158,3 +158,16 @@ def test_the_command_line(capsys: pytest.CaptureFixture[str], tmp_path: Path, mo
     assert "14 rows" in capsys.readouterr().out
     assert cli.main(words) == 2
     assert "as it adds noise of its own in every step" in capsys.readouterr().err
+
+
+def test_a_warm_start_from_a_noisy_run_is_a_cold_one() -> None:
+    """What is interpolated would be how D has changed since, and D of such a run jumps from row to row."""
+    noisy = make_task(Setting("demo", "ddpm", "normal", 40, 4.0), 3)
+    earlier = solve(noisy.system, noisy.denoise, Options("sequential")).trajectory
+    task = make_task(Setting("demo", "ddim", "normal", 40, 4.0), 3)
+    options = Options("collocation", window=1, rows=14, data_rms=task.data_rms)
+    cold, warm = (solve(task.system, task.denoise, options, warm=w) for w in (None, earlier))
+    assert earlier is not None and earlier.rough and cold.trajectory is not None and not cold.trajectory.rough
+    assert torch.equal(cold.x, warm.x) and "not used" in str(warm.report.warm)
+    again = solve(task.system, task.denoise, options, warm=cold.trajectory)
+    assert "not used" not in str(again.report.warm)

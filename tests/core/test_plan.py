@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -30,6 +31,7 @@ from paratafusion_core.plan import (
     fit,
     typical,
 )
+from paratafusion_core.report import fidelity
 
 JITTERS = 4
 
@@ -308,3 +310,41 @@ def test_a_run_that_widens_is_not_called_the_plain_sampler(later, words):
     report = Report("ddim", 20, "quasi-newton", "balanced", 3e-3, 20)
     _tell_plan(report, Plan("sequential", 1, None, 0.5, 0.4), None, later)
     assert report.plan is not None and report.plan.startswith(words)
+
+
+def test_what_was_done_before_the_plan_counts(task):
+    """Rows taken over from it cost nothing later: without their time a run would look faster than it was."""
+    asked = Options("auto", "sketch", rows=24, window="full", data_rms=task.data_rms)
+    machine = Synthetic(task, lambda _: 16.0, 0.0, 0)
+    report = machine.run(asked=asked)
+    assert report.recalled and report.spent == pytest.approx(machine.now)
+    assert report.predicted_speedup == pytest.approx(50 * 17.0 / machine.now)
+    assert f"took {machine.now:.3g} s" in report.plan and report.model_seconds > sum(s for _, s in report.opening)
+
+
+@pytest.mark.parametrize(("target", "least"), [(66.0, 66.0), (50.0, 50.0)])
+def test_a_target_holds_for_the_solver_that_is_chosen(task, target, least):
+    reference = solve(task.system, task.denoise, Options("sequential"), keep_trajectory=False).x
+    asked = Options("auto", "fast", target_db=target, window="full", data_rms=task.data_rms)
+    known = Machine({1: 1.0, 8: 1.05, 50: 1.3})
+    done = solve(task.system, task.denoise, asked, machine=known, keep_trajectory=False)
+    assert done.report.solver == "quasi-newton" and done.report.tolerance < 1e-2
+    assert f"{target:g} dB are sought by a tolerance" in done.report.plan
+    assert fidelity(done.x, reference, task.peak).psnr_db >= least
+
+
+@pytest.mark.parametrize(
+    ("known", "words"),
+    [
+        ({"latencies": {1: math.inf}}, "machine latency of 1 rows is inf"),
+        ({"latencies": {1: math.nan, 2: 1.0}}, "machine latency of 1 rows is nan"),
+        ({"latencies": {0: 1.0}}, "machine latencies' rows is 0"),
+        ({"latencies": {2: -1.0}}, "machine latency of 2 rows is -1.0"),
+        ({"engine": -1.0}, "machine engine is -1.0"),
+        ({"most": 0}, "machine most is 0"),
+        ({"most": 1.5}, "machine most is 1.5"),
+    ],
+)
+def test_a_machine_that_cannot_be_is_refused(known, words):
+    with pytest.raises(ValueError, match=words):
+        Machine(**known)

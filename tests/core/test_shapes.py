@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from paratafusion_core import Options, schedules, schemes, solve
+from paratafusion_core import Options, System, schedules, schemes, solve
 from paratafusion_core.denoisers import from_network
 
 
@@ -131,3 +131,42 @@ def test_report_is_plain_json(mixture: Callable) -> None:
     again = json.loads(json.dumps(report.to_dict(), allow_nan=False))
     assert again["sequential_nfe"] == 30 and again["psnr_db"] is None and again["max_abs"] == 0
     assert len(again["residuals"]) == again["rounds"] and again["sampler"] == "ddim"
+
+
+@pytest.mark.parametrize("solver", ["quasi-newton", "parataa", "picard", "collocation", "auto"])
+def test_the_layout_of_the_states_in_memory_changes_nothing(mixture: Callable, solver: str) -> None:
+    """Rows made image by image, say with a generator each, and put side by side afterwards."""
+    problem = mixture("ddim", batch=2)
+    rows = problem.system.S
+    apart = rows.transpose(0, 1).contiguous().transpose(0, 1)
+    assert torch.equal(apart, rows) and not apart.is_contiguous()
+    plain, other = (
+        solve(System(S, problem.system.C, problem.system.sigmas), problem.denoise, Options(solver, window=8)).x
+        for S in (rows, apart)
+    )
+    torch.testing.assert_close(other, plain, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("solver", ["quasi-newton", "parataa", "picard", "collocation"])
+def test_data_in_other_units_are_the_same_run(mixture: Callable, solver: str) -> None:
+    """Pictures of 0 to 255, say: states, noise levels and ``data_rms`` are so many times as large."""
+    problem = mixture("ddim", seed=1)
+
+    def run(unit: float) -> tuple[int, Tensor]:
+        old = problem.system
+        system = System(old.S * unit, old.C, old.sigmas * unit)
+
+        def denoise(x: Tensor, sigma: Tensor) -> Tensor:
+            return unit * problem.denoise(x / unit, sigma / unit)
+
+        rows = 14 if solver == "collocation" else None
+        done = solve(system, denoise, Options(solver, window=8, rows=rows, data_rms=2.0 * unit))
+        return done.report.rounds, done.x / unit
+
+    rounds, x = run(1.0)
+    for unit in (2.0**-10, 2.0**7):  # from an rms of 2 on, and below 0.5
+        others, y = run(unit)
+        if unit > 1:
+            assert others == rounds
+            torch.testing.assert_close(y, x, rtol=1e-6, atol=1e-6)
+        assert abs(others - rounds) <= 2

@@ -254,3 +254,11 @@ def test_auto_window_measures(mixture: Callable) -> None:
     done = solve(problem.system, problem.denoise, Options(window="auto"))
     assert done.report.window_per_round[0] == 1 and done.report.window_reason.startswith("auto")
     assert fidelity(done.x, reference).psnr_db > 45
+
+
+def test_fidelity_of_pictures_without_a_range_or_an_end() -> None:
+    flat, other = torch.zeros(1, 4), torch.tensor([[0.0, 0.0, 0.0, 1.0]])
+    assert fidelity(other, flat).psnr_db == -math.inf and fidelity(flat, flat).psnr_db == math.inf
+    assert fidelity(other, flat, 1.0).psnr_db == pytest.approx(10 * math.log10(4))
+    assert fidelity(torch.full((1, 4), math.inf), other).psnr_db == -math.inf
+    assert math.isnan(fidelity(torch.full((1, 4), math.nan), other).psnr_db)
