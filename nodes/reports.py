@@ -17,6 +17,9 @@ from ..paratafusion_core.plots import convergence, headline, remarks
 from ..paratafusion_core.report import fidelity
 from .types import CATEGORY, ReportType, schema
 
+#: What the node says for an infinite PSNR, of equal pictures, and with a minus for a reference without a range.
+_MOST_DB = 999.0
+
 
 def _as_image(picture: Image.Image) -> Tensor:
     """An IMAGE ``[1, H, W, 3]`` in [0, 1]."""
@@ -79,7 +82,9 @@ def _difference(a: Tensor, b: Tensor, image: bool) -> Tensor:
         while gap.ndim > 4:  # of a video its frames' largest difference
             gap = gap.amax(2)
         gap = gap.reshape(gap.shape[0], -1, *gap.shape[-2:]).mean(1)[..., None]
-    return (gap / gap.max().clamp(min=1e-12)).expand(*gap.shape[:-1], 3).contiguous()
+    known = gap.isfinite()
+    most = torch.where(known, gap, 0.0).max().clamp(min=1e-12)
+    return torch.where(known, gap / most, 1.0).expand(*gap.shape[:-1], 3).contiguous()
 
 
 class CompareWithSequential(io.ComfyNode):
@@ -115,10 +120,10 @@ class CompareWithSequential(io.ComfyNode):
                 f"result is {kinds[image]} {list(a.shape)}; {kinds[other]} {list(b.shape)}, as reference, is allowed"
             )
         figures = fidelity(a, b, 1.0 if image else None)
-        psnr = 999.0 if math.isinf(figures.psnr_db) else figures.psnr_db
+        psnr = min(max(figures.psnr_db, -_MOST_DB), _MOST_DB)
         peak = "the range of an image" if image else "the reference's range"
         text = f"PSNR {psnr:.1f} dB (of {peak}, {figures.psnr_peak:.3g}), largest difference {figures.max_abs:.3g}"
-        if math.isnan(figures.max_abs):
+        if not math.isfinite(figures.max_abs):
             text += ": there are values that are no numbers"
         else:
             text += " (brightest in the picture)" if figures.max_abs > 0 else ": equal"

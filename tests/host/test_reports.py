@@ -75,3 +75,16 @@ def test_what_cannot_be_compared():
         CompareWithSequential.execute(image, latent)
     with pytest.raises(ValueError, match="reference is a str"):
         CompareWithSequential.execute(image, "x")
+
+
+@pytest.mark.parametrize("broken", [math.nan, math.inf])
+def test_pictures_that_cannot_be_measured_stop_nothing(broken):
+    """An empty latent has no range, and a picture may hold no numbers: the graph's other nodes run all the same."""
+    empty, noise = {"samples": torch.zeros(1, 4, 8, 8)}, {"samples": torch.randn(1, 4, 8, 8)}
+    psnr, error, picture, _ = CompareWithSequential.execute(noise, empty).args
+    assert psnr == -999.0 and error > 0 and picture.isfinite().all()
+    bad = {"samples": noise["samples"].clone()}
+    bad["samples"][0, 0, 2, 3] = broken
+    _, error, picture, line = CompareWithSequential.execute(bad, noise).args
+    assert not math.isfinite(error) and picture.isfinite().all() and picture[0, 2, 3, 0] == 1
+    assert line.endswith("there are values that are no numbers")
