@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import math
 import weakref
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
+from numbers import Number
 from typing import Any
 
+import comfy.model_patcher
 import torch
 from torch import Tensor
 
@@ -32,6 +35,7 @@ _KNOWN: dict[str, tuple[tuple[str, ...], str]] = {
     "nodes_easycache": ((), "EasyCache and LazyCache reuse the step before"),
     "nodes_context_windows": ((), "context windows advance with the steps"),
     "context_windows": ((), "context windows advance with the steps"),
+    "nodes_perpneg": ((), "Perp-Neg takes its projection over the whole batch"),
     "nodes_mahiro": ((), "Mahiro (Positive-Biased Guidance) averages over the whole batch"),
     "nodes_tomesd": ((), "ToMe merges tokens by random numbers drawn for the whole batch"),
     "nodes_video_model": (("linear_cfg",), "Video Linear/Triangle CFG scales a picture by its place in the batch"),
@@ -57,6 +61,12 @@ _MODELS = {"LTXAV": "LTX-2 shares the largest noise level of a batch between its
 #: SDXL, which is SD 1.5's network with one more vector a picture.
 _ONE_BY_ONE = frozenset({"BaseModel", "SDXL", "SD3", "Flux", "WAN21"})
 _PLAIN_GUIDERS = frozenset({"CFGGuider", "Guider_Basic"})
+#: Attributes of a guider that are walked elsewhere, or are the prompts.
+_NOT_OF_THE_GUIDER = frozenset({"model_options", "conds", "original_conds"})
+#: Attributes of the host's guiders that are guidance scales.
+_SCALES = frozenset({"cfg", "cfg1", "cfg2"})
+#: What the host puts into the options for a run or a call, beside seeds: no strengths, and new each time.
+_PASSING = frozenset({"sample_sigmas", "sigmas", "uuids", "cond_or_uncond"})
 
 
 def _callables(value: Any, depth: int = 0) -> Iterator[Any]:
@@ -137,7 +147,7 @@ def known_reason(model: Any, options: dict[str, Any], batch: int) -> str | None:
             return _MODELS[kind.__name__]
     if getattr(getattr(getattr(network, "diffusion_model", None), "params", None), "meanflow", False):
         return "MeanFlow models read the next noise level of the schedule"
-    for function in _callables([options, getattr(guider, "model_options", {})]):
+    for function in (*type(guider).__mro__, *_callables([options, getattr(guider, "model_options", {})])):
         reason = _known_trouble(function)
         if reason:
             return reason
@@ -154,24 +164,29 @@ def needs_probe(model: Any, options: dict[str, Any]) -> bool:
     inside = type(getattr(network, "diffusion_model", None)).__module__
     plain_network = type(network).__module__ == "comfy.model_base" and type(network).__name__ in _ONE_BY_ONE
     plain_network &= inside.startswith("comfy.ldm.") or inside.startswith(f"{__package__}.")
-    replaced = set(getattr(guider.model_patcher, "object_patches", {})) - {"model_sampling"}
     extras = any(
         k in cond for conds in cond_lists(guider).values() for cond in conds for k in ("hooks", "control", "gligen")
     )
+    return not plain_network or extras or _patched(guider, options)
+
+
+def _patched(guider: Any, options: dict[str, Any]) -> bool:
+    """Whether functions are patched in, or the guider is not known to combine pictures one by one."""
+    replaced = set(getattr(guider.model_patcher, "object_patches", {})) - {"model_sampling"}
     patched = any(True for _ in _callables([options, getattr(guider, "model_options", {})]))
     injected = bool(getattr(guider.model_patcher, "injections", None))
-    plain_guider = type(guider).__name__ in _PLAIN_GUIDERS
-    return not plain_network or not plain_guider or bool(replaced) or extras or patched or injected
+    return type(guider).__name__ not in _PLAIN_GUIDERS or bool(replaced) or patched or injected
 
 
 @dataclass(frozen=True)
 class Parts:
-    """The functions and patch objects of a graph, by identity.
+    """The functions and patch objects of a graph, by identity, and the numbers that they may read.
 
     Attributes:
-        key: of what a call of the model goes through. alive: give the objects back while they live; where one has gone,
-            another may have taken its identity. kind: what they are by name, the same after a number was changed in
-            the graph, so that a call takes about as long; None where that is not known.
+        key: of what a call of the model goes through, with its numbers, of which one may be how far pictures mix.
+        alive: give the objects back while they live; where one has gone, another may have taken its identity.
+        kind: what they are by name, the same after a number was changed in the graph, so that a call takes about as
+            long; None where that is not known.
     """
 
     key: Hashable
@@ -188,9 +203,13 @@ def parts_of(model: Any, options: dict[str, Any]) -> Parts:
     """What is patched into this graph, beside the weights."""
     guider = model.inner_model
     found = [*_callables([options, getattr(guider, "model_options", {})])]
-    found += getattr(guider.model_patcher, "object_patches", {}).values()
-    for injections in getattr(guider.model_patcher, "injections", {}).values():
-        found += injections
+    numbers = _numbers(guider, options, found)
+    for name, value in vars(guider).items():
+        if name != "inner_model" and callable(value):  # a function of its own, or the network of a second model
+            found.append(value)
+        if isinstance(value, comfy.model_patcher.ModelPatcher):
+            found += getattr(value, "object_patches", {}).values()
+            found += [part for some in getattr(value, "injections", {}).values() for part in some]
     ranges: list[tuple[float | None, ...]] = []
     controls: list[Any] = []
     for conds in cond_lists(guider).values():
@@ -203,6 +222,7 @@ def parts_of(model: Any, options: dict[str, Any]) -> Parts:
             found += cond.get("gligen", ())[1:2]
     found += map(_network_of, controls)
     objects = {id(own): own for part in found for own in _objects(part)}
+    objects.pop(id(guider), None)  # methods of its own are bound to it, and it is made anew for every prompt
     alive = tuple(_reference(own) for own in objects.values())
     # of an object that cannot be watched nobody can tell whether another has taken its place
     watched: Hashable = tuple(sorted(objects)) if None not in alive else object()
@@ -210,8 +230,46 @@ def parts_of(model: Any, options: dict[str, Any]) -> Parts:
     rest = type(guider), tuple(ranges)
     # each copy of a network is evaluated, in its own range
     chain = tuple((id(_network_of(c)), str(getattr(c, "timestep_range", None))) for c in controls)
-    key, kind = (*rest, watched, chain), (*rest, names, tuple(_name(_network_of(c)) for c in controls))
+    key, kind = (*rest, watched, chain, numbers), (*rest, names, tuple(_name(_network_of(c)) for c in controls))
     return Parts(key, tuple(own for own in alive if own is not None), kind)
+
+
+def _numbers(guider: Any, options: dict[str, Any], patches: list[Any]) -> Hashable:
+    """What the guider and the patches may take a strength from: plain values, each with its place."""
+    aside = _NOT_OF_THE_GUIDER.union(cond_lists(guider))
+    own = {name: value for name, value in vars(guider).items() if name not in aside}
+    # cfg alone mixes nothing; but a patch may read it, and what a patch mixes grows with it: it is changed all day,
+    # and counts by its power of two above 1
+    patched = _patched(guider, options)
+    for name, value in own.items():
+        if name in _SCALES and isinstance(value, (int, float)):
+            own[name] = None if not patched else "one" if value == 1 else math.frexp(value - 1)[1]
+    held = [(_name(part), _attributes(part)) for patch in patches for part in _objects(patch)]
+    return frozenset(_leaves([own, options, getattr(guider, "model_options", {}), held]))
+
+
+def _attributes(part: Any) -> dict[str, Any]:
+    """Plain attributes of a patch object: where a node keeps one, and gives its methods, only they tell of a change."""
+    if isinstance(part, (type, torch.nn.Module)):
+        return {}
+    return {name: value for name, value in getattr(part, "__dict__", {}).items() if isinstance(value, (Number, str))}
+
+
+def _leaves(value: Any, place: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:
+    """``(place, value)`` of numbers and words anywhere inside, written out: NaN does not equal itself."""
+    if isinstance(value, (Number, str)):
+        yield place, repr(value)
+    elif len(place) > 8:
+        return
+    elif isinstance(value, dict):
+        for name, item in value.items():
+            # an object's own text may hold where it lies
+            label = str(name) if isinstance(name, (str, int, tuple)) else type(name).__name__
+            if label not in _PASSING and not label.endswith("seed"):
+                yield from _leaves(item, (*place, label))
+    elif isinstance(value, (list, tuple, set, frozenset)):
+        for i, item in enumerate(value):
+            yield from _leaves(item, (*place, "" if isinstance(value, (set, frozenset)) else str(i)))
 
 
 def _network_of(control: Any) -> Any:

@@ -65,6 +65,7 @@ ON_FLOW = [
     (("nodes_easycache", "LazyCacheNode", 0.2, 0.15, 0.95, False), "LazyCache"),
     (("nodes_apg", "APG", 1.0, 5.0, 0.5), "momentum"),
     (("nodes_mahiro", "Mahiro"), "Mahiro"),
+    (("nodes_perpneg", "PerpNeg", conditioning(5), 0.1), "projection"),  # PerpNegGuider: test_guiders.py
     (("nodes_video_model", "VideoLinearCFGGuidance", 1.0), "Linear/Triangle"),
     (("nodes_video_model", "VideoTriangleCFGGuidance", 1.0), "Linear/Triangle"),
     (("nodes_eps", "TemporalScoreRescaling", 0.95, 1.0), "Temporal Score Rescaling"),
