@@ -37,6 +37,11 @@ _LEVELS_WITHIN, _LEVELS_ROUNDED = 1e-6, 1e-2
 _SIZES = (1.0, 100.0)
 #: Largest deviation from linearity, relative to the largest coefficient.
 _AFFINE_WITHIN = {torch.float64: 1e-9, torch.float32: 1e-3}
+#: Weights, and states of outputs of 0, that differ by less are equal but for rounding: ddpm's last state by up to 2e-5,
+#: where uni_pc, the nearest of those that end in another picture than they show, differs by 3e-3.
+_EQUAL_WITHIN = 1e-4
+#: A schedule that ends at this noise level, or above it, leaves noise that can be seen.
+_VISIBLE = 1e-2
 
 
 class CaptureError(ValueError):
@@ -56,6 +61,7 @@ class Captured:
             last one again.
         keep_uncond: the sampler asks for the unconditional picture even at cfg 1.
         shown: the evaluation whose denoised picture the sampler shows last.
+        ends_elsewhere: that picture is known, and is not the final state.
     """
 
     S: Tensor
@@ -65,11 +71,22 @@ class Captured:
     schedule: Tensor
     keep_uncond: bool = False
     shown: int = 0
+    ends_elsewhere: bool = False
 
     @property
     def evaluations(self) -> int:
         """K."""
         return len(self.sigmas)
+
+    @property
+    def noise_left(self) -> bool:
+        """Noise is left over, so that the denoised picture is what an artist can look at."""
+        return float(self.schedule[-1]) >= _VISIBLE
+
+    @property
+    def shows_another(self) -> bool:
+        """A denoised picture is to be shown in place of the final state."""
+        return self.noise_left or self.ends_elsewhere
 
 
 class _PostCfg(dict):
@@ -210,8 +227,8 @@ def _same(levels: list[float], others: list[float], within: float) -> bool:
 
 def _coefficients(
     recipe: _Recipe, levels: list[float], sigmas: Tensor, like: Tensor, dtype: torch.dtype
-) -> tuple[Tensor, int]:
-    """``[K+1, 2K]`` weights of every D and u in every state, and whose D is shown last.
+) -> tuple[Tensor, Tensor | None]:
+    """``[K+1, 2K]`` weights of every D and u in every state, and those of the picture shown last (:func:`_shown`).
 
     Raises:
         CaptureError: the sampler is not affine in them, or its steps depend on them.
@@ -221,12 +238,11 @@ def _coefficients(
     steps = sigmas.to("cpu", dtype)
 
     seen: list[list[float]] = []
-    last: Any = None
+    pictures: list[Any] = []
 
     def response(answer: Answer) -> Tensor:
-        nonlocal last
         model, result = recipe.drive(start, steps.clone(), answer)
-        last = model.shown
+        pictures.append(model.shown)
         if len(model.levels) != count:
             raise CaptureError("the number of its evaluations depends on the picture")
         seen.append(model.levels)
@@ -236,7 +252,7 @@ def _coefficients(
 
     still = response(_zeros)
     weights = response(_weighted(torch.ones(2 * count, dtype=dtype))) - still
-    shown = _shown(last, count, levels, float(steps[-2]))
+    shown = _shown(*pictures, count)
     scale = max(float(weights.abs().max()), 1.0)
     random = torch.randn(2 * count, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     for size in _SIZES:
@@ -247,14 +263,38 @@ def _coefficients(
     return weights, shown
 
 
-def _shown(picture: Any, count: int, levels: list[float], end: float) -> int:
-    """The evaluation whose channel ``picture`` ``[1, 2K, ...]`` is made of, else the first one nearest to ``end``."""
-    if torch.is_tensor(picture) and picture.numel() == 2 * count and picture.flatten()[:count].any():
-        return int(picture.flatten()[:count].abs().argmax())
-    return min(range(count), key=lambda row: abs(levels[row] - end))
+def _shown(still: Any, unit: Any, count: int) -> Tensor | None:
+    """``[2K]`` weights of a picture ``[1, 2K, ...]`` from what is shown for outputs of 0 and of 1; None: none of D."""
+    if not all(torch.is_tensor(picture) and picture.numel() == 2 * count for picture in (still, unit)):
+        return None
+    weights = (unit - still).flatten().double()
+    return weights if weights[:count].any() else None
 
 
-def _probe(recipe: _Recipe, levels: list[float], sigmas: Tensor, like: Tensor) -> tuple[Tensor, int]:
+def _row_shown(picture: Tensor | None, levels: list[float], end: float) -> int:
+    """The evaluation that a ``picture`` of these weights shows, else the first one nearest to ``end``."""
+    rows = range(len(levels))
+    if picture is None:
+        return min(rows, key=lambda row: abs(levels[row] - end))
+    return int(picture[: len(levels)].abs().argmax())
+
+
+def _ends_elsewhere(picture: Tensor | None, row: int, last: Tensor, S: Tensor) -> bool:
+    """Whether what is shown, a ``picture`` of these weights, is D of ``row`` and not the state of weights ``last``.
+
+    uni_pc's is D but for rounding, which grows as the noise level falls: clearly nearer is enough.
+    """
+    if picture is None:
+        return False
+    apart, still = float((last - picture).abs().max()), float(S[-1].abs().max())
+    if apart <= _EQUAL_WITHIN and still <= _EQUAL_WITHIN * max(float(S[-2].abs().max()), 1.0):
+        return False
+    off = picture.clone()
+    off[row] -= 1
+    return 2 * float(off.abs().max()) < max(apart, still)
+
+
+def _probe(recipe: _Recipe, levels: list[float], sigmas: Tensor, like: Tensor) -> tuple[Tensor, Tensor | None]:
     """:func:`_coefficients` in float64, or in float32 where the sampler insists on it (uni_pc)."""
     try:
         return _coefficients(recipe, levels, sigmas, like, torch.float64)
@@ -308,7 +348,7 @@ def _capture(recipe: _Recipe, x: Tensor, sigmas: Tensor) -> Captured:
     run, result = recipe.drive(x, schedule, _zeros)
     if not run.states:
         raise CaptureError("it does not evaluate the model")
-    weights, shown = _probe(recipe, run.levels, sigmas, x)
+    weights, picture = _probe(recipe, run.levels, sigmas, x)
     count = len(run.levels)
     C, U = weights[:, :count], weights[:, count:]
     later = torch.ones(count + 1, count, dtype=torch.bool).triu()
@@ -318,4 +358,7 @@ def _capture(recipe: _Recipe, x: Tensor, sigmas: Tensor) -> Captured:
     if not S.isfinite().all():
         raise CaptureError("its states are not finite when the model answers 0")
     levels = torch.tensor(run.levels, dtype=torch.float64)
-    return Captured(S, C, U if run.reads_uncond and U.any() else None, levels, schedule, run.keep_uncond, shown)
+    shown = _row_shown(picture, run.levels, float(sigmas[-2]))
+    elsewhere = _ends_elsewhere(picture, shown, weights[-1], S)
+    used = U if run.reads_uncond and U.any() else None
+    return Captured(S, C, used, levels, schedule, run.keep_uncond, shown, elsewhere)

@@ -63,8 +63,10 @@ def parallel(inner: Any, settings: Settings, outcome: Outcome, warm: Trajectory 
     function, extra = inner.sampler_function, dict(inner.extra_options)
     if isinstance(function, _Run):  # a parallel sampler made parallel again: the settings given last count
         function, extra, warm = function.function, dict(function.extra), warm or function.warm
-    run = _Run(function, extra, settings, outcome, warm)
-    return comfy.samplers.KSAMPLER(run, {}, dict(inner.inpaint_options))
+    wrapped = copy.copy(inner)  # of its own class, which may have a max_denoise of its own
+    wrapped.sampler_function, wrapped.extra_options = _Run(function, extra, settings, outcome, warm), {}
+    wrapped.inpaint_options = dict(inner.inpaint_options)
+    return wrapped
 
 
 def _probe(known: Known, batched: BatchedModel, x: Tensor, sigmas: Tensor, whole: Hashable) -> int:
@@ -135,15 +137,16 @@ def _of_this(warm: Trajectory | None, problem: str | None) -> tuple[Trajectory |
 
 
 class _LastStep:
-    """A denoiser that remembers what the host shows at the end, D of the evaluation ``row``.
+    """A denoiser that remembers what the host shows at the end, D of the evaluation that ``captured`` has shown.
 
-    Until that is evaluated it is D of the row that is nearest to it. ``levels`` ``[K]`` tell rows apart.
+    Until that is evaluated it is D of the nearest row where noise is left over. Where none is, the engine's picture is
+    nearer than any D but that of the row beside it. ``levels`` ``[K]`` tell rows apart.
     """
 
-    def __init__(self, denoise: Denoise, batched: BatchedModel, levels: Tensor, row: int) -> None:
+    def __init__(self, denoise: Denoise, batched: BatchedModel, levels: Tensor, captured: Captured) -> None:
         self._denoise, self._batched = denoise, batched
-        self._row, self._rows_of = row, by_level(levels)
-        self._off = len(levels)
+        self._row, self._rows_of = captured.shown, by_level(levels)
+        self._off = len(levels) if captured.noise_left else 1
         self.picture: Tensor | None = None
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
@@ -295,9 +298,7 @@ class _Run:
                 doubted = needs_probe(model, extra_args["model_options"]) and whole not in known.passed
                 planned = plain_if_best(known, name_of(self.function), run.steps, self._settings, doubted)
             captured = capture(self.function, self.extra, model, x, sigmas, extra_args)
-            # where noise is left over, the denoised picture is what an artist can look at
-            left = float(captured.schedule[-1]) >= 1e-2
-            system, batched, denoise = self._system(captured, model, x, sigmas, extra_args, left)
+            system, batched, denoise = self._system(captured, model, x, sigmas, extra_args)
         except CaptureError as error:
             raise Unfit(f"the sampler cannot be made parallel: {error}") from None
         asked = None if self._settings.rows is None else self._options(model, captured, None)
@@ -311,7 +312,7 @@ class _Run:
         latent = _latent_format(model)
         cold = _cold_reason(self.warm, x, latent)
         warm, foreign = _of_this(self.warm, self._outcome.problem)
-        shown = _LastStep(denoise, batched, system.sigmas, captured.shown) if left else None
+        shown = _LastStep(denoise, batched, system.sigmas, captured) if captured.shows_another else None
         run.live.starting()
         run.live.begin(known.seconds.get(1))
         try:
@@ -351,14 +352,14 @@ class _Run:
             report.plan = f"{report.plan or report.solver}; no collocation, as {why}"
 
     def _system(
-        self, captured: Captured, model: Any, x: Tensor, sigmas: Tensor, extra_args: dict[str, Any], left: bool
+        self, captured: Captured, model: Any, x: Tensor, sigmas: Tensor, extra_args: dict[str, Any]
     ) -> tuple[System, BatchedModel, Denoise]:
-        """The engine's view of the captured run, and its model; with noise ``left`` over each row has its own level."""
+        """The engine's view of the captured run, and its model; where one row is shown each has its own level."""
         name, steps = name_of(self.function), len(sigmas) - 1
         args = copy.copy(extra_args)
         batched = BatchedModel(model, args, x.shape[0], captured.keep_uncond)
         levels = distinct(captured.sigmas)
-        if captured.U is None and (not left or len(captured.sigmas.unique()) == len(levels)):
+        if captured.U is None and (not captured.shows_another or len(captured.sigmas.unique()) == len(levels)):
             return System(captured.S, captured.C, captured.sigmas, name, steps), batched, batched
         if captured.U is None:
             numbered = NumberedModel(batched, captured.sigmas, levels)

@@ -85,6 +85,47 @@ def test_evaluations_a_step(flow_model):
     assert both(flow_model, "seeds_3", 6)[2].evaluations == 16
 
 
+ENDS_ELSEWHERE = {"dpm_fast", "sa_solver_pece", "uni_pc", "uni_pc_bh2"}
+
+
+@pytest.mark.parametrize("kind", ["flow_model", "eps_model", "ztsnr_model"])
+def test_most_samplers_end_in_the_picture_that_they_show(kind, request):
+    model = request.getfixturevalue(kind)
+    for name in SAMPLERS:
+        captured = both(model, name, 6)[2]
+        assert captured.ends_elsewhere == (name in ENDS_ELSEWHERE), name
+        assert captured.shows_another == captured.ends_elsewhere, name
+
+
+def showing(picture: Callable[[Tensor, Tensor], Tensor | None]) -> Any:
+    """Euler to a noise level of 0.005, which shows what ``picture`` makes of the last two denoised pictures."""
+
+    def step(model: Any, x: Tensor, sigmas: Tensor, extra_args: Any = None, callback: Any = None, **_: Any) -> Tensor:
+        levels, before = [*sigmas.tolist()[:-1], 0.005], torch.zeros_like(x)
+        for k in range(len(levels) - 1):
+            D = model(x, x.new_full((x.shape[0],), levels[k]), **extra_args)
+            shown = picture(before, D)
+            if callback is not None and shown is not None:
+                callback({"x": x, "i": k, "denoised": shown})
+            x, before = D + (x - D) * (levels[k + 1] / levels[k]), D
+        return x
+
+    return comfy.samplers.KSAMPLER(step)
+
+
+def test_only_a_single_evaluations_picture_is_shown_in_place_of_the_last_state(flow_model):
+    def captured(picture: Callable[[Tensor, Tensor], Tensor | None]) -> Captured:
+        seen: list[Captured] = []
+        asked = {"positive": conditioning(1), "negative": conditioning(2), "latent_image": latent(flow_model)}
+        sample(flow_model, stepping(showing(picture), seen), sigmas_of(flow_model, "euler", 5), **asked)
+        return seen[0]
+
+    assert captured(lambda before, D: D).ends_elsewhere and captured(lambda before, D: D).shown == 4
+    assert captured(lambda before, D: before).ends_elsewhere and captured(lambda before, D: before).shown == 3
+    assert not captured(lambda before, D: 2 * D - before).ends_elsewhere
+    assert not captured(lambda before, D: None).ends_elsewhere
+
+
 def test_a_capture_leaves_the_random_generators_alone(flow_model):
     torch.manual_seed(5)
     both(flow_model, "euler", 3)

@@ -133,6 +133,25 @@ def test_the_callback_comes_once_a_round_and_ends_with_the_picture(flow_model):
     assert relative(final, result) < 1e-3
 
 
+class OnlySome(comfy.samplers.KSAMPLER):
+    """The host's own but for how much noise it starts with."""
+
+    def max_denoise(self, model_wrap: Any, sigmas: torch.Tensor) -> bool:
+        return False
+
+
+def test_a_subclass_of_the_hosts_sampler_keeps_its_methods(eps_model):
+    inner, outcome = OnlySome(comfy.samplers.sampler_object("euler").sampler_function, {}, {"random": True}), Outcome()
+    asked = {"positive": conditioning(1), "negative": conditioning(2), "latent_image": latent(eps_model, seed=7)}
+    sigmas = sigmas_of(eps_model, "euler", 10)
+    once = parallel(inner, EXACT, outcome)
+    reference = sample(eps_model, inner, sigmas.clone(), **asked)
+    for sampler in (once, parallel(once, EXACT, outcome)):
+        assert relative(sample(eps_model, sampler, sigmas.clone(), **asked), reference) < CLOSE
+        assert outcome.report.fallback is None
+    assert inner.sampler_function.__name__ == "sample_euler"  # it is left as it was
+
+
 def test_an_interrupt_is_honoured_before_the_next_round(flow_model):
     rounds: list[int] = []
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import comfy.cli_args
@@ -16,8 +17,9 @@ import pytest
 import tiny
 import torch
 from comfy.taesd.taesd import Decoder
-from comfy_extras import nodes_custom_sampler
-from paratafusion_pack.nodes.host.sampler import parallel
+from comfy_extras import nodes_advanced_samplers, nodes_custom_sampler
+from paratafusion_pack.nodes.host.capture import Captured
+from paratafusion_pack.nodes.host.sampler import _LastStep, parallel
 from paratafusion_pack.nodes.host.settings import Outcome, Settings
 from PIL import Image
 from safetensors.torch import save_file
@@ -122,15 +124,20 @@ def test_where_noise_is_left_over_the_preview_is_the_clean_picture(models, kind)
     assert np.abs(ours[0][-1] - theirs[0][-1]).max() <= 2
 
 
-def denoised_output(model: Any, sampler: Any, sigmas: torch.Tensor) -> torch.Tensor:
-    """The second output of the host's SamplerCustomAdvanced."""
+def outputs(model: Any, sampler: Any, sigmas: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The host's SamplerCustomAdvanced: its output and its denoised output."""
     guider = comfy.samplers.CFGGuider(model)
     guider.set_conds(conditioning(1), conditioning(2))
     guider.set_cfg(4.0)
     latent = {"samples": torch.zeros(1, 16, 8, 8)}
     noise = nodes_custom_sampler.Noise_RandomNoise(3)
     out = nodes_custom_sampler.SamplerCustomAdvanced.execute(noise, guider, sampler, sigmas.clone(), latent)
-    return out.args[1]["samples"]
+    return out.args[0]["samples"], out.args[1]["samples"]
+
+
+def denoised_output(model: Any, sampler: Any, sigmas: torch.Tensor) -> torch.Tensor:
+    """The second output of the host's SamplerCustomAdvanced."""
+    return outputs(model, sampler, sigmas)[1]
 
 
 @pytest.mark.parametrize(
@@ -152,6 +159,52 @@ def test_where_noise_is_left_over_the_denoised_output_is_the_hosts(models, name,
     ours = denoised_output(models[kind], parallel(inner, Settings(preset="exact", window=6), outcome), sigmas)
     assert outcome.report.fallback is None and outcome.report.solver != "sequential"
     assert relative(ours, theirs) < 1e-4
+
+
+ENDS_ELSEWHERE = {
+    **{name: comfy.samplers.sampler_object(name) for name in ("dpm_fast", "sa_solver_pece", "uni_pc", "uni_pc_bh2")},
+    "alternative": comfy.samplers.KSAMPLER(nodes_advanced_samplers.sample_euler_pp),
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "schedule", "first"),
+    [("flow", "uni_pc", 0), ("flow", "uni_pc", 6), ("eps", "uni_pc", 6), ("flow", "euler", 6)],  # one ends lower
+)
+@pytest.mark.parametrize("name", ENDS_ELSEWHERE)
+def test_where_the_last_state_is_no_denoised_picture_the_denoised_output_is_the_hosts(
+    models, name, kind, schedule, first
+):
+    inner, outcome = ENDS_ELSEWHERE[name], Outcome()
+    sigmas = sigmas_of(models[kind], schedule, 12)[first:]
+    theirs = outputs(models[kind], inner, sigmas)
+    ours = outputs(models[kind], parallel(inner, Settings(preset="exact", window=6), outcome), sigmas)
+    assert outcome.report.fallback is None and outcome.report.solver != "sequential"
+    assert relative(theirs[1], theirs[0]) > 5e-4  # so that one cannot pass for the other
+    assert relative(ours[0], theirs[0]) < 1e-4 and relative(ours[1], theirs[1]) < 1e-4
+
+
+@pytest.mark.parametrize("name", ["dpm_fast", "uni_pc"])
+def test_where_the_last_state_is_no_denoised_picture_the_last_preview_is_whole(models, name):
+    ours, theirs = both(models["flow"], name, sigmas_of(models["flow"], name, STEPS), torch.zeros(1, 16, 8, 8))
+    assert np.abs(ours[0][-1] - theirs[0][-1]).max() <= 2
+
+
+def test_a_row_is_shown_from_its_own_evaluation_or_its_neighbours():
+    """Where no noise is left over; else the nearest one's is better than a noisy state."""
+    levels = torch.tensor([4.0, 3.0, 2.0, 1.0], dtype=torch.float64)
+    S, C = torch.zeros(5, 1, 1), torch.zeros(5, 4, dtype=torch.float64)
+    for end, told in ((0.0, [None, 1.0, 2.0, 2.0]), (0.5, [0.0, 1.0, 2.0, 2.0])):
+        schedule = torch.tensor([4.0, 3.0, 2.0, 1.0, end])
+        captured = Captured(S, C, None, levels, schedule, shown=2, ends_elsewhere=True)
+        batched = SimpleNamespace(output=None)
+        last = _LastStep(lambda x, sigma: x, batched, levels, captured)
+        seen = []
+        for row, level in enumerate(levels):
+            batched.output = torch.full((1, 1), float(row))
+            last(batched.output, level[None])
+            seen.append(None if last.picture is None else float(last.picture))
+        assert seen == told
 
 
 def test_inpainting_shows_the_kept_part_as_it_is(models):
