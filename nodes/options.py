@@ -10,6 +10,8 @@ from .host.settings import PRESETS, SOLVERS, TOLERANCES, Settings
 from .types import CATEGORY, RARE, OptionsType, schema
 
 OWN_TOLERANCE = "custom"
+#: Collocation needs the first and the last evaluation. The widget lets 1 through, and so may a link.
+_FEWEST_ROWS = 2
 
 
 def _fidelity_inputs() -> list[Any]:
@@ -73,7 +75,7 @@ def _effort_inputs() -> list[Any]:
             min=0,
             max=10000,
             tooltip="Evaluations that collocation may spend, instead of a preset's target; with target_db those it "
-            "begins with. 0 leaves it to the solver; other solvers ignore it.",
+            "begins with. 0 leaves it to the solver, 1 counts as 2; other solvers ignore it.",
             extra_dict=RARE,
         ),
         io.Int.Input(
@@ -141,7 +143,7 @@ class ParallelOptions(io.ComfyNode):
                 tol=tolerance if own else None,
                 target_db=target_db or None,
                 window=window or None,
-                rows=rows or None,
+                rows=_FEWEST_ROWS if rows == 1 else rows or None,
                 history=history or None,
                 order=order or None,
                 max_rounds=max_rounds or None,

@@ -21,6 +21,9 @@ from .types import CATEGORY, TrajectoryType, schema
 _HIDDEN = [io.Hidden.prompt, io.Hidden.unique_id]
 _NAME_TIP = "The name under which Keep Trajectory and Recall Trajectory meet."
 _OUTPUT_MARK = " [output]"
+_NOTHING_TO_SAVE = (
+    "nothing to save: the trajectory is empty, as after a sequential run (its report says why) or one without steps"
+)
 _LISTING = Listing(".safetensors")
 
 
@@ -28,15 +31,6 @@ def _client() -> str:
     """The browser that has queued the running graph: two people do not share trajectories."""
     instance = getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
     return str(getattr(instance, "client_id", None) or "")
-
-
-def _present(trajectory: Trajectory | None) -> Trajectory:
-    if trajectory is None:
-        raise ValueError(
-            "trajectory is empty; the trajectory of a parallel run is allowed, and its sampler ran sequentially: "
-            "its report says why"
-        )
-    return trajectory
 
 
 def _described(trajectory: Trajectory) -> str:
@@ -86,7 +80,9 @@ class SaveTrajectory(io.ComfyNode):
 
     @classmethod
     def execute(cls, trajectory: Trajectory | None, filename_prefix: str) -> io.NodeOutput:
-        trajectory = _present(trajectory)
+        if trajectory is None:  # no error: it would end the run, maybe before its picture is saved
+            say_on_node(_NOTHING_TO_SAVE)
+            return io.NodeOutput()
         folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(
             check_path("filename_prefix", filename_prefix), folder_paths.get_output_directory()
         )

@@ -8,9 +8,10 @@ from __future__ import annotations
 import itertools
 import threading
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ...paratafusion_core import Trajectory
+from .graph import UNKNOWN
 
 #: The client that queued the graph, and the name.
 Key = tuple[str, str]
@@ -49,6 +50,8 @@ class Store:
     def keep(self, key: Key, entry: Entry) -> list[Key]:
         """Keep ``entry`` under ``key`` instead of what was there; returns what had to go, the oldest first.
 
+        An unknown problem becomes one of its own: nothing says that it is the one before.
+
         Raises:
             ValueError: it alone is larger than the store.
         """
@@ -56,6 +59,8 @@ class Store:
             raise ValueError(f"trajectory has {entry.size} bytes; at most {self._max_bytes} can be kept between runs")
         gone: list[Key] = []
         with self._lock:
+            if entry.problem == UNKNOWN:
+                entry = replace(entry, problem=f"{UNKNOWN} {next(self._numbers)}")
             before = self._kept.pop(key, None)
             if before is not None and before.problem != entry.problem:
                 self._lose(key, before)

@@ -196,6 +196,25 @@ def test_a_trajectory_survives_a_file(server):
             server.run(again)
 
 
+@pytest.mark.parametrize("empty", [{"sampler_name": "dpm_adaptive"}, {"denoise": 0.0}])
+def test_nothing_to_save_leaves_the_picture_alone(server, empty):
+    """The host runs output nodes as they become ready: an error of this one would come before the picture is saved."""
+    graph = demo(seed=22, steps=8, preset="balanced", name="unsaved")
+    graph["sampler"]["inputs"] |= empty
+    graph["file"] = {
+        "class_type": "ParaTAF_SaveTrajectory", "inputs": {"trajectory": ["sampler", 1], "filename_prefix": "u/run"},
+    }  # fmt: skip
+    assert server.images(server.run(graph))["save"].is_file()
+    assert not list((server.base / "output").glob("u/*"))
+
+
+@pytest.mark.parametrize("solver", ["collocation", "auto"])
+def test_one_row_draws_a_picture(server, solver):
+    """The widget lets it through."""
+    graph = demo(seed=23, preset="standard", solver=solver, window=0, rows=1, name="row")
+    assert "save" in server.images(server.run(graph))
+
+
 def test_report_and_comparison(server):
     graph = demo("dpmpp_2m", preset="strict", name="report")
     graph["plain"] = {"class_type": "KSampler", "inputs": {

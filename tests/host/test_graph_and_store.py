@@ -80,9 +80,25 @@ def test_a_loss_has_a_number_until_the_next_one():
     assert store.last_loss("me", None, "p") == dropped and store.last_loss("me", "other", "p") == 0
 
 
+def test_entries_of_an_unknown_problem_differ():
+    """Recall goes by the problem: it would take the second for the first, and give that from the cache."""
+    store, known = Store(), Entry(entry(4).trajectory, UNKNOWN)
+    problems = []
+    for _ in range(2):
+        store.keep(("me", "a"), known)
+        problems.append(store.recall(("me", "a")).problem)
+    assert len(set(problems)) == 2 and store.recall(("me", "a")).trajectory is known.trajectory
+
+
 def chosen(**asked: object) -> Settings:
     defaults = {i.id: i.default for i in ParallelOptions.define_schema().inputs}
     return ParallelOptions.execute(**{**defaults, **asked}).args[0]
+
+
+def test_one_row_is_taken_as_two():
+    """The widget lets it through, and the engine takes no fewer."""
+    assert [chosen(rows=rows).rows for rows in (0, 1, 2, 3)] == [None, 2, 2, 3]
+    assert chosen(rows=1, solver="collocation").options(False, 1.0).rows == 2
 
 
 def test_an_options_node_left_alone_is_no_options_node():

@@ -199,6 +199,12 @@ def test_keep_and_recall_say_what_happened(said):
     assert RecallTrajectory.execute("b").args[0] is kept
 
 
+def test_nothing_to_save_is_said_and_no_error(said, folders):
+    assert SaveTrajectory.execute(None, "run").ui is None
+    assert said.pop().startswith("nothing to save: the trajectory is empty")
+    assert list((folders / "output").iterdir()) == []
+
+
 def test_the_recall_of_an_unchanged_store_rests(said):
     KeepTrajectory.execute(small(), "a")
     for name in ("a", None, "missing"):
