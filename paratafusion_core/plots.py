@@ -33,7 +33,7 @@ def picture(x: Tensor, scale: int = 8) -> Image.Image:
     """
     x = x.detach().to("cpu", torch.float32)
     if x.ndim != 4 or x.shape[1] not in (1, 3):
-        flat = x.flatten(1)
+        flat = x.reshape(len(x), -1)
         width = math.ceil(math.sqrt(flat.shape[1]))
         plane = flat.new_zeros(len(flat), width * width)
         plane[:, : flat.shape[1]] = flat

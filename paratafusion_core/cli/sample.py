@@ -23,7 +23,7 @@ from ..options import Options
 from ..plots import picture, save_png
 from ..report import in_decibels
 from ..schedules import SCHEDULES
-from ..solve import Progress, Solution, solve
+from ..solve import Progress, Solution, Status, solve
 from ..system import System
 
 #: Each from (x0, sigmas, noise [K, B, ...], flow).
@@ -152,7 +152,8 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.compare:
         reference = play(task, Options(solver="sequential"), "sequential")
         report.compare(solution.x, reference.x, task.peak)
-        report.measured_speedup = reference.report.seconds / max(report.seconds, 1e-9)
+        if solution.status is Status.CONVERGED:  # a sketch is fast, and no such picture
+            report.measured_speedup = reference.report.seconds / max(report.seconds, 1e-9)
         widest = max(report.window_per_round)
         report.kernel_floor = kernel_floor(task, reference.x, widest)
     out.mkdir(parents=True, exist_ok=True)

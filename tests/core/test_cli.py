@@ -112,8 +112,9 @@ def test_window_is_obeyed(run: Cli, option: list[Any], field: str, value: int) -
 
 
 def test_max_rounds_ends_early_with_a_picture(run: Cli, tmp_path: Path) -> None:
-    _, out, _ = run(*MIXTURE, "--tol", 0, "--max-rounds", 2, "--json")
+    _, out, _ = run(*MIXTURE, "--tol", 0, "--max-rounds", 2, "--json", "--compare")
     told = json.loads(out)
+    assert told["psnr_db"] is not None and told["measured_speedup"] is None  # of no finished picture
     assert (told["rounds"], told["status"], told["tolerance"]) == (2, "max_rounds", 0)
     assert load_file(tmp_path / "out/result.safetensors")["samples"].isfinite().all()
 

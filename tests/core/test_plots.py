@@ -132,3 +132,7 @@ def test_previews_stand_above_the_map(mixture: Make) -> None:
     report = report_of(mixture)
     assert convergence(report, shown).height > convergence(report).height + 80
     assert convergence(report, shown[:1]).width == 960
+
+
+def test_states_of_one_number_are_drawn() -> None:
+    assert plots.picture(torch.tensor([0.5, -1.0]), scale=1).size == (2, 1)
