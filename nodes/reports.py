@@ -104,7 +104,10 @@ class CompareWithSequential(io.ComfyNode):
                 io.MultiType.Input("reference", types=either, tooltip="The same of the sequential run."),
             ],
             outputs=[
-                io.Float.Output(display_name="psnr_db", tooltip="Of the worst picture; 999 where they are equal."),
+                io.Float.Output(
+                    display_name="psnr_db",
+                    tooltip="Of the worst picture; 999 where they are equal, -999 where the reference has no range.",
+                ),
                 io.Float.Output(display_name="max_error", tooltip="The largest difference of a value."),
                 io.Image.Output(display_name="difference", tooltip="White where they differ most."),
                 io.String.Output(display_name="STRING", tooltip="The numbers in a line."),

@@ -58,7 +58,7 @@ def _question(job: Job) -> tuple[Question, str | None]:
     asks = options.target_db is not None or options.preset in TARGETS
     why = None if not asks else "tolerance 0 is asked for" if options.tolerance == 0 else refusal(system)
     target = (options.target or 0.0) if asks and why is None else None
-    question = Question(K, _tolerance(options), target, options.rows, job.warm is not None)
+    question = Question(K, options.tolerance, target, options.rows, job.warm is not None)
     if target is not None and collocation_work(question, 1).rows >= WORTH * K:
         question, why = replace(question, target=None), f"it takes as many rows as the run has, {K}"
     return question, why
@@ -90,20 +90,9 @@ def _plan_of(part: Part, question: Question, machine: Machine) -> Plan:
 
 def _windowed(options: Options, alone: bool = False) -> Options:
     """Options of the quasi-Newton run; with each row evaluated ``alone`` it is the plain sampler to the bit."""
-    enough, window = _tolerance(options), 1 if alone else "auto"
-    tol = enough if enough < options.tolerance else options.tol
+    tol = options.tol if options.target_db is None else options.tolerance
+    window = 1 if alone else "auto"
     return replace(options, solver="quasi-newton", window=window, rows=None, target_db=None, tol=tol)
-
-
-def _tolerance(options: Options) -> float:
-    """The quasi-Newton solver's: the preset's, or less where a target in dB wants it and no tolerance is given.
-
-    The worst of the demo network's pictures have 60 dB at 3e-3 (``bench --suite quick``), and 20 more at a tenth.
-    """
-    target, usual = options.target_db, options.tolerance
-    if target is None or options.tol is not None:
-        return usual
-    return min(usual, 3e-3 * 10 ** (-(float(target) - 56) / 20))
 
 
 def _rising(job: Job) -> Job:
@@ -132,12 +121,15 @@ def _by_window(job: Job, question: Question, shared: Shared, why: str | None) ->
     if max(done.report.window_per_round) == 1 < question.total:
         done.report.solver = "sequential"
     _tell_calls(done.report, shared)
-    if job.options.target_db is not None and why is None and done.report.solver != "sequential":
-        why = f"{job.options.target_db:g} dB are sought by a tolerance of {done.report.tolerance:.2g}"
     if pilot.plan is not None:
         _tell_plan(done.report, pilot.plan, why, _widest(done.report))
     else:
         done.report.plan = _without_collocation(done.report.window_reason, why)
+    if job.options.tol is None and job.options.target_db is not None:
+        done.report.preset = job.options.preset
+        if done.report.solver != "sequential":
+            how = f"; towards {job.options.target_db:g} dB by a tolerance of {done.report.tolerance:.2g}"
+            done.report.plan = f"{done.report.plan}{how}"
     return done
 
 

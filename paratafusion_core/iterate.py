@@ -108,7 +108,7 @@ def _trajectory(
         kept[frozen:] = half(guess(problem, front, done))
         part = part or replace(part_of(problem, system, options, front, done, kept, steepest), timing=windows.timing())
     D = kept.reshape(len(kept), *problem.shape).cpu()
-    return Trajectory(D, system.sigmas.clone(), system.sampler, flow=options.flow, part=part)
+    return Trajectory(D, system.sigmas.clone(), system.sampler, flow=options.flow, noisy=system.noisy, part=part)
 
 
 def _problem(job: Job) -> Problem:

@@ -87,7 +87,7 @@ class Report:
     predicted_seconds: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON-ready values; an infinite PSNR (equal pictures) becomes None, told apart by ``max_abs`` 0."""
+        """As JSON-ready values; an infinite PSNR becomes None: of equal pictures where ``max_abs`` is 0."""
 
         def clean(value: Any) -> Any:
             if isinstance(value, float) and not math.isfinite(value):

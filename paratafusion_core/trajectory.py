@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import statistics
 import struct
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -25,14 +24,13 @@ MAX_BYTES = 900 << 20
 _HEADER = 1024
 _MAX_HEADER = 1 << 20
 _LONGEST = 200
-#: ``Trajectory.rough`` looks at so many rows, and calls more than this share of a change a jump.
-_FEW, _ROUGH = 16, 0.68
 _NOTHING = type(None)
 #: What a file says of a trajectory beside its tensors, and of its part, with the types that are allowed.
 _FACTS: dict[str, tuple[type, ...]] = {
     "sampler": (str,),
     "seed": (int, _NOTHING),
     "flow": (bool,),
+    "noisy": (bool, _NOTHING),
     "latent": (str, _NOTHING),
     "problem": (str, _NOTHING),
 }
@@ -117,6 +115,8 @@ class Trajectory:
         latent: what the latent's channels mean, in the words of the program that made it; None when not known.
         problem: tells apart what the system does not: the model, the prompts, their strength; None when not known.
         part: of a run that was capped before all rows were final, else None.
+        noisy: the sampler added noise of its own in every step, so that D jumps from row to row; False in files that
+            do not say it.
 
     Raises:
         ValueError: no tensors, or shapes that do not fit together.
@@ -130,9 +130,11 @@ class Trajectory:
     latent: str | None = None
     problem: str | None = None
     part: Part | None = None
+    noisy: bool = False
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "flow", bool(self.flow))
+        for name in ("flow", "noisy"):
+            object.__setattr__(self, name, bool(getattr(self, name)))
         if self.seed is not None:
             object.__setattr__(self, "seed", check_count("trajectory seed", self.seed, low=-(1 << 63)))
         for name in ("D", "sigmas"):
@@ -182,19 +184,6 @@ class Trajectory:
         changes = None if self.part is None else self.part.changes
         return self.D.nbytes + (0 if changes is None else changes.nbytes)
 
-    @property
-    def rough(self) -> bool:
-        """Whether D jumps from row to row, as it does where a sampler adds noise of its own in every step.
-
-        Told from second differences over first ones, of 16 rows at most, as half precision rounds small ones: 0.3 to
-        0.65 without such noise, 0.7 to 1.3 with it (demo network, DDIM, 2M, Euler; DDPM, 2M SDE; 10 to 100 steps).
-        """
-        last, few = len(self.D) - 1, min(len(self.D), _FEW)
-        rows = [round(i * last / (few - 1)) for i in range(few)] if few > 4 else []
-        threes = zip(rows, rows[1:], rows[2:], strict=False)
-        jumps = [_jump(*(self.D[row].float() for row in three)) for three in threes]
-        return len(jumps) > 0 and statistics.median(jumps) > _ROUGH
-
     def has_levels(self, sigmas: Tensor, flow: bool) -> bool:
         """Whether these are its own noise levels, to rounding: a host may compute them on the CPU, then on the GPU."""
         same = flow == self.flow and sigmas.shape == self.sigmas.shape
@@ -221,12 +210,6 @@ class Trajectory:
             low_D, high_D = self.D[last[high - 1]].float(), self.D[last[high]].float()
             mixed = torch.lerp(low_D, high_D, part.reshape(-1, *[1] * (self.D.ndim - 1))).to(self.D.dtype)
         return replace(self, D=mixed, sigmas=sigmas.double(), flow=flow, part=None)
-
-
-def _jump(first: Tensor, second: Tensor, third: Tensor) -> float:
-    """The second difference of three pictures over their first one."""
-    bend, way = (torch.linalg.vector_norm(v) for v in (first + third - 2 * second, third - first))
-    return float(bend / way.clamp(min=1e-30))
 
 
 def _log_snr(sigmas: Tensor, flow: bool) -> Tensor:

@@ -7,7 +7,9 @@ function that does it, and a probe of the model itself, which needs no names.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import inspect
+import itertools
 import math
 import weakref
 from collections.abc import Callable, Hashable, Iterator
@@ -16,6 +18,7 @@ from numbers import Number
 from typing import Any
 
 import comfy.model_patcher
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -65,6 +68,8 @@ _PLAIN_GUIDERS = frozenset({"CFGGuider", "Guider_Basic"})
 _NOT_OF_THE_GUIDER = frozenset({"model_options", "conds", "original_conds"})
 #: Attributes of the host's guiders that are guidance scales.
 _SCALES = frozenset({"cfg", "cfg1", "cfg2"})
+#: Numbers of a graph that are looked at, of a tensor, and letters of a word: a strength is none of longer ones.
+_MOST_NUMBERS, _FEW_NUMBERS, _SHORT = 4096, 16, 32
 #: What the host puts into the options for a run or a call, beside seeds: no strengths, and new each time.
 _PASSING = frozenset({"sample_sigmas", "sigmas", "uuids", "cond_or_uncond"})
 
@@ -205,7 +210,8 @@ def parts_of(model: Any, options: dict[str, Any]) -> Parts:
     found = [*_callables([options, getattr(guider, "model_options", {})])]
     numbers = _numbers(guider, options, found)
     for name, value in vars(guider).items():
-        if name != "inner_model" and callable(value):  # a function of its own, or the network of a second model
+        # a function of its own, or the network of a second model
+        if name != "inner_model" and callable(value) and _reference(value) is not None:
             found.append(value)
         if isinstance(value, comfy.model_patcher.ModelPatcher):
             found += getattr(value, "object_patches", {}).values()
@@ -239,37 +245,58 @@ def _numbers(guider: Any, options: dict[str, Any], patches: list[Any]) -> Hashab
     aside = _NOT_OF_THE_GUIDER.union(cond_lists(guider))
     own = {name: value for name, value in vars(guider).items() if name not in aside}
     # cfg alone mixes nothing; but a patch may read it, and what a patch mixes grows with it: it is changed all day,
-    # and counts by its power of two above 1
+    # and counts by its power of four above 1
     patched = _patched(guider, options)
     for name, value in own.items():
         if name in _SCALES and isinstance(value, (int, float)):
-            own[name] = None if not patched else "one" if value == 1 else math.frexp(value - 1)[1]
+            own[name] = None if not patched else "one" if value == 1 else _power_of_four(value - 1)
     held = [(_name(part), _attributes(part)) for patch in patches for part in _objects(patch)]
-    return frozenset(_leaves([own, options, getattr(guider, "model_options", {}), held]))
+    whole = [own, options, getattr(guider, "model_options", {}), held]
+    leaves = sorted(itertools.islice(_leaves(whole, (), set()), _MOST_NUMBERS))
+    return hashlib.sha256(repr(leaves).encode()).digest()
+
+
+def _power_of_four(value: float) -> int:
+    return math.frexp(min(abs(value), 1e9))[1] + 1 >> 1
 
 
 def _attributes(part: Any) -> dict[str, Any]:
-    """Plain attributes of a patch object: where a node keeps one, and gives its methods, only they tell of a change."""
-    if isinstance(part, (type, torch.nn.Module)):
+    """What a patch object may keep a strength in: where a node gives its methods, nothing else tells of a change.
+
+    Whole numbers are left out, as a patch that counts its calls would be probed in every run.
+    """
+    if isinstance(part, type):
         return {}
-    return {name: value for name, value in getattr(part, "__dict__", {}).items() if isinstance(value, (Number, str))}
+    held = getattr(part, "__dict__", {})
+    return {k: v for k, v in held.items() if type(v) is not int and k not in ("_parameters", "_buffers", "_modules")}
 
 
-def _leaves(value: Any, place: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:
-    """``(place, value)`` of numbers and words anywhere inside, written out: NaN does not equal itself."""
-    if isinstance(value, (Number, str)):
+def _leaves(value: Any, place: tuple[str, ...], seen: set[int]) -> Iterator[tuple[tuple[str, ...], str]]:
+    """``(place, value)`` of numbers and short words anywhere inside, written out: NaN does not equal itself."""
+    if isinstance(value, (torch.Tensor, np.ndarray)):
+        if math.prod(value.shape) <= _FEW_NUMBERS:
+            yield place, repr(value.tolist())
+    elif isinstance(value, Number) or (isinstance(value, str) and len(value) <= _SHORT):
         yield place, repr(value)
-    elif len(place) > 8:
+    elif len(place) > 8 or not isinstance(value, (dict, list, tuple, set, frozenset)) or id(value) in seen:
         return
     elif isinstance(value, dict):
+        seen.add(id(value))
         for name, item in value.items():
-            # an object's own text may hold where it lies
-            label = str(name) if isinstance(name, (str, int, tuple)) else type(name).__name__
+            label = _label(name)
             if label not in _PASSING and not label.endswith("seed"):
-                yield from _leaves(item, (*place, label))
-    elif isinstance(value, (list, tuple, set, frozenset)):
+                yield from _leaves(item, (*place, label), seen)
+    else:
+        seen.add(id(value))
         for i, item in enumerate(value):
-            yield from _leaves(item, (*place, "" if isinstance(value, (set, frozenset)) else str(i)))
+            yield from _leaves(item, (*place, "" if isinstance(value, (set, frozenset)) else str(i)), seen)
+
+
+def _label(name: Any) -> str:
+    """A key in words; an object's own would tell where it lies."""
+    if isinstance(name, tuple):
+        return "/".join(map(_label, name))
+    return str(name) if isinstance(name, (str, int)) else type(name).__name__
 
 
 def _network_of(control: Any) -> Any:

@@ -89,7 +89,7 @@ class Settings:
         return Options(
             solver=solver,
             preset=self.preset if spends else _WITHOUT_TARGET.get(self.preset, self.preset),
-            tol=self.tol,
+            tol=self.tol if spends else self._tolerance(),
             window=window,
             history=self.history,
             order=self.order,
@@ -99,6 +99,13 @@ class Settings:
             flow=flow,
             data_rms=data_rms,
         )
+
+    def _tolerance(self) -> float | None:
+        """``tol``, or what a target in dB wants of the other solvers where the preset's does not do."""
+        if self.tol is not None or self.target_db is None:
+            return self.tol
+        wanted, usual = (Options("auto", self.preset, target_db=db).tolerance for db in (self.target_db, None))
+        return wanted if wanted < usual else None
 
     def _solver(self, serves: bool) -> str:
         """The engine's solver; where collocation is asked for and cannot serve, what ``auto`` would take without it."""

@@ -115,7 +115,7 @@ def collocate(
     if begun is not None:
         nodes, signs, cost = begun.nodes, begun.signs, (begun.rounds, begun.nfe)
     before = None if old is None or nodes is not None else send(old, system.S)
-    if before is not None and not system.noisy and job.warm is not None and job.warm.rough:
+    if before is not None and not system.noisy and job.warm is not None and job.warm.noisy:
         before, report.warm = None, f"{report.warm}; not used, as noise of its sampler's own is in it"
     ground = _ground(system, scales, before)
     plan = budget(ground, options)

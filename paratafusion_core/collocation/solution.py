@@ -44,7 +44,9 @@ def by_collocation(
     trajectory = None
     if found.D is not None:
         kept = half(found.D).reshape(K, *shape).cpu()
-        trajectory = Trajectory(kept, system.sigmas.clone(), system.sampler, flow=options.flow, part=found.part)
+        trajectory = Trajectory(
+            kept, system.sigmas.clone(), system.sampler, flow=options.flow, part=found.part, noisy=system.noisy
+        )
     status = Status.CONVERGED if found.finished else Status.MAX_ROUNDS
     close(report, status, time.perf_counter() - begin)
     return Solution(found.picture, status, report, trajectory)

@@ -167,7 +167,7 @@ def test_a_warm_start_from_a_noisy_run_is_a_cold_one() -> None:
     task = make_task(Setting("demo", "ddim", "normal", 40, 4.0), 3)
     options = Options("collocation", window=1, rows=14, data_rms=task.data_rms)
     cold, warm = (solve(task.system, task.denoise, options, warm=w) for w in (None, earlier))
-    assert earlier is not None and earlier.rough and cold.trajectory is not None and not cold.trajectory.rough
+    assert earlier is not None and earlier.noisy and cold.trajectory is not None and not cold.trajectory.noisy
     assert torch.equal(cold.x, warm.x) and "not used" in str(warm.report.warm)
     again = solve(task.system, task.denoise, options, warm=cold.trajectory)
     assert "not used" not in str(again.report.warm)

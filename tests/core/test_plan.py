@@ -329,8 +329,10 @@ def test_a_target_holds_for_the_solver_that_is_chosen(task, target, least):
     known = Machine({1: 1.0, 8: 1.05, 50: 1.3})
     done = solve(task.system, task.denoise, asked, machine=known, keep_trajectory=False)
     assert done.report.solver == "quasi-newton" and done.report.tolerance < 1e-2
-    assert f"{target:g} dB are sought by a tolerance" in done.report.plan
+    assert f"; towards {target:g} dB by a tolerance" in done.report.plan and done.report.preset == "fast"
     assert fidelity(done.x, reference, task.peak).psnr_db >= least
+    own = solve(task.system, task.denoise, replace(asked, tol=1e-2), machine=known, keep_trajectory=False).report
+    assert own.tolerance == 1e-2 and "towards" not in own.plan
 
 
 @pytest.mark.parametrize(

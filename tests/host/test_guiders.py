@@ -6,6 +6,7 @@ from typing import Any
 
 import comfy.sample
 import comfy.samplers
+import numpy as np
 import pytest
 import torch
 from comfy_extras import nodes_custom_sampler, nodes_perpneg
@@ -117,20 +118,41 @@ def mix(apply: Any, args: dict[str, Any]) -> Tensor:
     """A patch that lives as long as its module, and finds its strength in the options."""
     out, own = apply(args["input"], args["timestep"], **args["c"]), args["c"]["transformer_options"].get("mix", {})
     parts = out.reshape(len(args["cond_or_uncond"]), -1, *out.shape[1:])
-    return (parts + own.get("by", [0.0])[0] * (parts.mean(1, keepdim=True) - parts)).reshape(out.shape)
+    by = float(own.get("by", [0.0])[0])
+    return (parts + by * (parts.mean(1, keepdim=True) - parts)).reshape(out.shape)
 
 
 class Node:
-    """The host keeps a node between runs, and this one gives its own method."""
+    """The host keeps a node between runs, and this one gives its own method; it counts its calls."""
 
     k = 0.0
+    calls = 0
 
     def mixed(self, args: dict[str, Any]) -> Tensor:
         D = args["denoised"]
+        self.calls += 1
         return D + self.k * (D.mean(0, keepdim=True) - D)
 
 
-NODE = Node()
+class Nested(Node):
+    """Another place for its strength."""
+
+    @property
+    def k(self) -> float:
+        return self.settings["by"][0]
+
+    @k.setter
+    def k(self, value: float) -> None:
+        self.settings = {"by": [value]}
+
+
+class Module(Node, torch.nn.Module):
+    """With weights, it could be."""
+
+
+NODES = {"node": Node(), "nested": Nested(), "module": Module()}
+#: What a strength in the options may be.
+HELD = {"options": float, "tensor": torch.tensor, "array": np.array}
 
 
 def with_strength(model: Any, where: str, k: float) -> Any:
@@ -138,12 +160,12 @@ def with_strength(model: Any, where: str, k: float) -> Any:
     if where == "guider":
         return guided(model, kind=Blend, k=k)
     clone = model.clone()
-    if where == "options":
-        clone.model_options["transformer_options"]["mix"] = {"by": [k]}
+    if where in HELD:
+        clone.model_options["transformer_options"]["mix"] = {"by": [HELD[where](k)]}
         clone.set_model_unet_function_wrapper(mix)
-    elif where == "node":
-        NODE.k = k
-        clone.set_model_sampler_post_cfg_function(NODE.mixed)
+    elif where in NODES:
+        NODES[where].k = k
+        clone.set_model_sampler_post_cfg_function(NODES[where].mixed)
     else:
         return guided(with_cfg_read(clone), 1.0 + k)
     return guided(clone)
@@ -160,7 +182,7 @@ def by_cfg(args: dict[str, Any]) -> Tensor:
     return D + k * (D.mean(0, keepdim=True) - D)
 
 
-PLACES = ["guider", "options", "node", "cfg"]
+PLACES = ["guider", *HELD, *NODES, "cfg"]
 
 
 @pytest.mark.parametrize("where", PLACES)
@@ -248,11 +270,23 @@ def test_a_patch_is_probed_once_for_a_cfg(flow_model, fresh, probes):
     for nudge in NUDGES:
         asked(patched, **nudge)
     assert len(probes) == 1
-    for cfg in (4.5, 5.0, 4.0, 5.0, 6.5):
+    for cfg in (4.5, 5.0, 4.0, 5.0, 6.5, 12.0):
         asked(patched, cfg=cfg)
     assert len(probes) == 2
     asked(patched, cfg=1.0)
     assert len(probes) == 3
+
+
+def test_numbers_of_odd_graphs_are_looked_at(flow_model):
+    """What holds itself, huge lists, keys that hold objects, attributes that are no functions of Python's."""
+    seen, options = Seen(flow_model), {"mine": {}, "many": [0.5] * 100_000}
+    options["mine"] |= {name: options["mine"] for name in "ab"}
+    options["mine"][("a", object())] = 1.0
+    seen.apply, seen.cfg = np.add, 10**400
+    key = parts_of(seen, options).key
+    del options["mine"][next(name for name in options["mine"] if isinstance(name, tuple))]
+    options["mine"][("a", object())] = 1.0
+    assert parts_of(seen, options).key == key and hash(key) is not None
 
 
 def test_other_guiders_are_probed_once(flow_model, second, fresh, probes):
@@ -279,7 +313,7 @@ def test_the_numbers_of_a_graph():
     """Places count; a run's own values do not, nor where objects lie."""
 
     def leaves(value: Any) -> frozenset:
-        return frozenset(guards._leaves(value))
+        return frozenset(guards._leaves(value, (), set()))
 
     assert leaves({"a": float("nan")}) == leaves({"a": float("nan")})
     assert leaves({"a": -1}) != leaves({"a": -2}) and leaves([1, None]) != leaves([None, 1])
@@ -288,4 +322,5 @@ def test_the_numbers_of_a_graph():
     assert leaves({object(): 1}) == leaves({object(): 1})
     for name in ("seed", "noise_seed", "sample_sigmas", "cond_or_uncond", "uuids"):
         assert not leaves({name: [1, 2]})
-    assert not leaves([torch.ones(1), object(), None])
+    assert leaves([torch.ones(2)]) != leaves([torch.zeros(2)]) and leaves([np.ones(2)]) != leaves([np.zeros(2)])
+    assert not leaves([torch.ones(17), np.ones((3, 6)), object(), None, "a prompt that is longer than a choice's name"])

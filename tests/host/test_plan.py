@@ -326,3 +326,12 @@ def test_the_cache_is_bounded_and_keeps_no_model_alive():
     del model
     gc.collect()
     assert entry.model() is None
+
+
+@pytest.mark.parametrize(("solver", "window"), [("auto", None), ("auto", 8), ("collocation", None)])
+def test_a_target_holds_where_collocation_cannot_serve(solver, window):
+    asked = Settings(solver=solver, preset="fast", window=window, target_db=66.0)
+    options = asked.options(False, 1.0, refusal="it cannot")
+    assert options.target is None and options.tolerance == pytest.approx(9.5e-4, rel=0.01)
+    assert replace(asked, target_db=42.0).options(False, 1.0, refusal="it cannot").tol is None
+    assert replace(asked, tol=0.02).options(False, 1.0, refusal="it cannot").tolerance == 0.02
