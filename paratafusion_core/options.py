@@ -45,7 +45,8 @@ class Options:
             Towards a target it begins with them, or with 5 if they are fewer; when None with what the target wants
             (``plan.target_rows``).
         target_db: fidelity in dB, above 0, that collocation works towards: rows are added until its estimate is 2 dB
-            above and, at windows above 1, no evaluated row has moved far.
+            above and, at windows above 1, no evaluated row has moved far. Where solver ``auto`` takes another solver,
+            that one's tolerance follows from it, if none is given.
         flow: the states are flow-matching states, ``x = (1 - sigma) x0 + sigma eps``.
         data_rms: rms of clean data, above 0: 1 for latents. The tolerance is relative to it: data far smaller than
             it says are solved less accurately, and of data far larger collocation estimates too many dB.
