@@ -6,6 +6,7 @@ import json
 import os
 import struct
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -344,3 +345,10 @@ def test_numbers_of_other_kinds_are_taken(tmp_path: Path) -> None:
     save_trajectory(tmp_path / "a.safetensors", made)
     read = load_trajectory(tmp_path / "a.safetensors")
     assert (read.seed, read.flow) == (3, True)
+
+
+def test_whether_a_run_was_noisy_is_kept_and_may_be_missing(path: Path) -> None:
+    save_trajectory(path, replace(example(), noisy=True))
+    assert load_trajectory(path).noisy
+    save_file({"D": example().D, "sigmas": example().sigmas}, str(path), META)  # of an earlier version
+    assert not load_trajectory(path).noisy
