@@ -257,7 +257,9 @@ def _numbers(guider: Any, options: dict[str, Any], patches: list[Any]) -> Hashab
 
 
 def _power_of_four(value: float) -> int:
-    return math.frexp(min(abs(value), 1e9))[1] + 1 >> 1
+    """The least n with ``|value|`` below 4^n."""
+    exponent = math.frexp(min(abs(value), 1e9))[1]  # the least one of two
+    return (exponent + 1) // 2
 
 
 def _attributes(part: Any) -> dict[str, Any]:

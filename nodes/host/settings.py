@@ -101,8 +101,11 @@ class Settings:
         )
 
     def _tolerance(self) -> float | None:
-        """``tol``, or what a target in dB wants of the other solvers where the preset's does not do."""
-        if self.tol is not None or self.target_db is None:
+        """``tol``, or what a target in dB wants where collocation cannot serve it and the preset's does not do.
+
+        Solvers that are asked for by name have no use for a target.
+        """
+        if self.tol is not None or self.target_db is None or self.solver not in ("collocation", "auto"):
             return self.tol
         wanted, usual = (Options("auto", self.preset, target_db=db).tolerance for db in (self.target_db, None))
         return wanted if wanted < usual else None

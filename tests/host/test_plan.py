@@ -335,3 +335,9 @@ def test_a_target_holds_where_collocation_cannot_serve(solver, window):
     assert options.target is None and options.tolerance == pytest.approx(9.5e-4, rel=0.01)
     assert replace(asked, target_db=42.0).options(False, 1.0, refusal="it cannot").tol is None
     assert replace(asked, tol=0.02).options(False, 1.0, refusal="it cannot").tolerance == 0.02
+
+
+@pytest.mark.parametrize("solver", ["quasi-newton", "parataa", "picard"])
+def test_solvers_asked_for_by_name_ignore_a_target(solver):
+    asked = Settings(solver=solver, target_db=66.0)
+    assert asked.options(False, 1.0) == replace(asked, target_db=None).options(False, 1.0)
