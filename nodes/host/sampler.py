@@ -9,29 +9,26 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import comfy.model_management
-import comfy.model_sampling
 import comfy.samplers
 from torch import Tensor
 from tqdm import tqdm
 
-from ...paratafusion_core import Options, Progress, Report, System, Trajectory, solve
-from ...paratafusion_core.collocation import refusal
+from ...paratafusion_core import Progress, Report, Solution, Trajectory, solve
 from ...paratafusion_core.errors import NotFinite
 from .batched import BatchedModel, is_oom
-from .capture import Captured, CaptureError, capture, check_name, random_numbers, same_random_numbers
+from .capture import CaptureError, check_name, random_numbers, same_random_numbers
 from .choice import Leap, Look, NothingWins, plain_if_best
 from .guards import known_reason, needs_probe, parts_of, probe, probed
 from .latency import KNOWN, Known
 from .live import Live
 from .notify import current_place
 from .plain import Unwrapped, close, counted, fallback, name_of, sequential_report
+from .problem import Problem, read_off
 from .settings import Outcome, Settings
-from .uncond import FoldedModel, NumberedModel, by_level, distinct, fold_uncond
 
 #: Schedules of a kind of run that are remembered to be fit for batches.
 _SCHEDULES = 16
 _NO_MEMORY = "memory ran out in the parallel run"
-Denoise = Callable[[Tensor, Tensor], Tensor]
 
 
 class Unfit(Exception):
@@ -134,28 +131,6 @@ def _of_this(warm: Trajectory | None, problem: str | None) -> tuple[Trajectory |
     if warm is None or warm.part is None or problem is None or warm.problem == problem:
         return warm, ""
     return replace(warm, part=None), "; the sketch was of another prompt, model, seed or setting"
-
-
-class _LastStep:
-    """A denoiser that remembers what the host shows at the end, D of the evaluation that ``captured`` has shown.
-
-    Until that is evaluated it is D of the nearest row where noise is left over. Where none is, the engine's picture is
-    nearer than any D but that of the row beside it. ``levels`` ``[K]`` tell rows apart.
-    """
-
-    def __init__(self, denoise: Denoise, batched: BatchedModel, levels: Tensor, captured: Captured) -> None:
-        self._denoise, self._batched = denoise, batched
-        self._row, self._rows_of = captured.shown, by_level(levels)
-        self._off = len(levels) if captured.noise_left else 1
-        self.picture: Tensor | None = None
-
-    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
-        result = self._denoise(x, sigma)
-        off = [abs(row - self._row) for row in self._rows_of(sigma)]
-        nearest = min(range(len(off)), key=off.__getitem__)
-        if off[nearest] <= self._off and self._batched.output is not None:
-            self._off, self.picture = off[nearest], self._batched.output[nearest]
-        return result
 
 
 @dataclass(frozen=True)
@@ -282,67 +257,76 @@ class _Run:
         return result
 
     def _solve(self, run: _Given, looked: int) -> Tensor:
-        model, x, sigmas, extra_args = run.model, run.x, run.sigmas, run.extra_args
-        if len(sigmas) < 2:
-            raise Unfit("there are no steps to run")
-        if not isinstance(model, comfy.samplers.KSamplerX0Inpaint):
-            raise Unfit(f"the model comes wrapped as {type(model).__name__}, which is not the host's own wrapper")
-        reason = known_reason(model, extra_args["model_options"], x.shape[0])
-        if reason:
-            raise Unfit(reason)
-        known = KNOWN.of(model.inner_model, x, parts_of(model, extra_args["model_options"]))
+        model, x, sigmas, options = run.model, run.x, run.sigmas, run.extra_args["model_options"]
+        self._check(run)
+        known = KNOWN.of(model.inner_model, x, parts_of(model, options))
         planned, whole = None, (name_of(self.function), tuple(sigmas.tolist()))
         try:
             check_name(self.function)
             if self._settings.plans and self.warm is None and not self._outcome.want_trajectory:
-                doubted = needs_probe(model, extra_args["model_options"]) and whole not in known.passed
+                doubted = needs_probe(model, options) and whole not in known.passed
                 planned = plain_if_best(known, name_of(self.function), run.steps, self._settings, doubted)
-            captured = capture(self.function, self.extra, model, x, sigmas, extra_args)
-            system, batched, denoise = self._system(captured, model, x, sigmas, extra_args)
+            problem = read_off(self.function, self.extra, self._settings, model, x, sigmas, run.extra_args)
         except CaptureError as error:
             raise Unfit(f"the sampler cannot be made parallel: {error}") from None
-        asked = None if self._settings.rows is None else self._options(model, captured, None)
-        why = "the sampler reads the unconditional picture" if captured.U is not None else refusal(system, asked)
-        options = self._options(model, captured, why)
-        several = options.window != 1 and captured.evaluations > 1
         probing, spent = time.perf_counter(), 0
-        if several and needs_probe(model, extra_args["model_options"]):
-            spent = _probe(known, batched, x, captured.sigmas, whole)
+        if problem.several and needs_probe(model, options):
+            spent = _probe(known, problem.batched, x, problem.captured.sigmas, whole)
         probing = time.perf_counter() - probing
-        latent = _latent_format(model)
-        cold = _cold_reason(self.warm, x, latent)
+        solution = self._solved(run, problem, known)
+        report = solution.report
+        known.learn(report)
+        report.probe_nfe += spent + looked
+        self._tell_refusal(report, problem.refusal or self._settings.own_refusal)
+        _account(report, run.started, probing)
+        if planned is not None:
+            known.learn_outcome(planned, report, report.seconds - probing)
+        self._outcome.report = report
+        sigmas.copy_(problem.captured.schedule)
+        return solution.x
+
+    @staticmethod
+    def _check(run: _Given) -> None:
+        """Raises Unfit where this run is known not to be fit before anything is read off."""
+        if len(run.sigmas) < 2:
+            raise Unfit("there are no steps to run")
+        if not isinstance(run.model, comfy.samplers.KSamplerX0Inpaint):
+            raise Unfit(f"the model comes wrapped as {type(run.model).__name__}, which is not the host's own wrapper")
+        reason = known_reason(run.model, run.extra_args["model_options"], run.x.shape[0])
+        if reason:
+            raise Unfit(reason)
+
+    def _solved(self, run: _Given, problem: Problem, known: Known) -> Solution:
+        """The engine's solution, from the trajectory given where that can be; its own is kept where it is wanted.
+
+        Raises:
+            Unfit: the model returned numbers that are not finite.
+        """
+        latent = _latent_format(run.model)
+        cold = _cold_reason(self.warm, run.x, latent)
         warm, foreign = _of_this(self.warm, self._outcome.problem)
-        shown = _LastStep(denoise, batched, system.sigmas, captured) if captured.shows_another else None
+        batched, options = problem.batched, problem.options
         run.live.starting()
         run.live.begin(known.seconds.get(1))
         try:
             with tqdm(total=run.steps, disable=run.disable) as bar:
                 solution = solve(
-                    system,
-                    shown or denoise,
+                    problem.system,
+                    problem.denoise,
                     options,
                     warm=warm if cold is None else None,
-                    callback=self._telling(run, options.tolerance, shown, bar),
+                    callback=self._telling(run, problem, bar),
                     keep_trajectory=self._outcome.want_trajectory,
-                    machine=known.machine(batched.most(system.S)) if options.solver == "auto" else None,
+                    machine=known.machine(batched.most(problem.system.S)) if options.solver == "auto" else None,
                 )
         except ValueError as error:
             if batched.output is not None and not batched.output.isfinite().all():
                 raise Unfit("the model returned NaN or infinity") from error
             raise
-        report = solution.report
-        known.learn(report)
-        report.probe_nfe += spent + looked
-        self._tell_refusal(report, why or self._settings.own_refusal)
-        _account(report, run.started, probing)
-        if planned is not None:
-            known.learn_outcome(planned, report, report.seconds - probing)
-        report.warm = cold or (report.warm and report.warm + foreign)
+        solution.report.warm = cold or (solution.report.warm and solution.report.warm + foreign)
         kept = solution.trajectory
-        self._outcome.report = report
         self._outcome.trajectory = None if kept is None else replace(kept, latent=latent)
-        sigmas.copy_(captured.schedule)
-        return solution.x
+        return solution
 
     def _tell_refusal(self, report: Report, why: str | None) -> None:
         """Say in the plan why collocation has not served a run that asked for it, if there is a reason."""
@@ -351,42 +335,14 @@ class _Run:
         elif why is not None and self._settings.aims and self._settings.solver == "auto":
             report.plan = f"{report.plan or report.solver}; no collocation, as {why}"
 
-    def _system(
-        self, captured: Captured, model: Any, x: Tensor, sigmas: Tensor, extra_args: dict[str, Any]
-    ) -> tuple[System, BatchedModel, Denoise]:
-        """The engine's view of the captured run, and its model; where one row is shown each has its own level."""
-        name, steps = name_of(self.function), len(sigmas) - 1
-        args = copy.copy(extra_args)
-        batched = BatchedModel(model, args, x.shape[0], captured.keep_uncond)
-        levels = distinct(captured.sigmas)
-        if captured.U is None and (not captured.shows_another or len(captured.sigmas.unique()) == len(levels)):
-            return System(captured.S, captured.C, captured.sigmas, name, steps), batched, batched
-        if captured.U is None:
-            numbered = NumberedModel(batched, captured.sigmas, levels)
-            return System(captured.S, captured.C, levels, name, steps), batched, numbered
-        fold = fold_uncond(captured.C, captured.U)
-        return (
-            System(captured.S, fold.C, levels, name, steps),
-            batched,
-            FoldedModel(batched, fold, captured.sigmas, levels),
-        )
-
-    def _options(self, model: Any, captured: Captured, refusal: str | None) -> Options:
-        sampling = model.inner_model.inner_model.model_sampling
-        flow = isinstance(sampling, comfy.model_sampling.CONST) and float(captured.sigmas.max()) <= 1.0
-        rms = getattr(sampling, "data_rms", None) or getattr(sampling, "sigma_data", None) or 1.0
-        scales = [getattr(model.inner_model, name, None) for name in ("cfg", "cfg1", "cfg2")]  # of two prompts, too
-        cfg = max((float(scale) for scale in scales if scale is not None), default=None)
-        return self._settings.options(flow, float(rms), refusal=refusal, cfg=cfg)
-
     @staticmethod
-    def _telling(run: _Given, tolerance: float, shown: _LastStep | None, bar: Any) -> Callable[[Progress], None]:
+    def _telling(run: _Given, problem: Problem, bar: Any) -> Callable[[Progress], None]:
         """Each round for the live widget, for ``bar``, which shows it where the host's samplers do, and for the host's
         callback, which draws the progress bar and the picture."""
-        steps, callback, sigmas = run.steps, run.callback, run.sigmas
+        steps, callback, sigmas, shown = run.steps, run.callback, run.sigmas, problem.shown
 
         def tell(progress: Progress) -> None:
-            run.live.round(progress, tolerance)
+            run.live.round(progress, problem.options.tolerance)
             bar.set_postfix(rounds=progress.round, refresh=False)
             bar.update(progress.frozen * steps // progress.rows - bar.n)
             if callback is None:

@@ -6,7 +6,7 @@ import itertools
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -102,7 +102,7 @@ def collocate(
     Raises:
         ValueError: ``denoise`` returned another shape. NotFinite: it returned NaN or infinity.
     """
-    system, options, old = job.system, job.options, job.earlier()
+    system, options = job.system, job.options
     levels = send(system.sigmas, system.S)
 
     def evaluate(rows: list[int], y: Tensor) -> Tensor:
@@ -110,24 +110,15 @@ def collocate(
         _check_finite(scales, rows, d)
         return d
 
-    begun = None if old is None else _begun(job, old, scales, evaluate, report)
-    nodes, signs, cost = None, Signs(), (0, 0)
-    if begun is not None:
-        nodes, signs, cost = begun.nodes, begun.signs, (begun.rounds, begun.nfe)
-    before = None if old is None or nodes is not None else send(old, system.S)
-    if before is not None and not system.noisy and job.warm is not None and job.warm.noisy:
-        before, report.warm = None, f"{report.warm}; not used, as noise of its sampler's own is in it"
-    ground = _ground(system, scales, before)
-    plan = budget(ground, options)
-    if nodes is not None and cost[1] > cost[0]:  # more rows than rounds
-        plan = begun_wide(plan, nodes.rows[-1])
+    start = _start(job, scales, evaluate, report)
+    ground, nodes, signs, plan, before = start.ground, start.nodes, start.signs, start.plan, start.before
     report.window_reason = _in_words(plan, options)
     lasting = (1 + scales.noise**2) ** -0.25
     rows, finished, own, widest = plan.front[:1], False, None, plan.width
     while True:
         started = clock()
-        if begun is not None and begun.nodes is not None and report.rounds == 0:
-            rows, y, d, elapsed = begun.rows, begun.y, begun.d, begun.seconds
+        if start.checked is not None and report.rounds == 0:
+            rows, y, d, elapsed = start.checked.rows, start.checked.y, start.checked.d, start.checked.seconds
         else:
             y = states(ground, nodes, rows)
             d = evaluate(rows, y)
@@ -141,11 +132,10 @@ def collocate(
         passed = nodes.rows[-1] >= plan.front[-1]
         if passed:
             error = expected_error(ground, nodes, seen, scales.noise, widest)
-            span = float(picture.max() - picture.min())
-            own = decibels(error, span)
+            own = decibels(error, float(picture.max() - picture.min()))
             report.estimated_db = own if options.peak is None else decibels(error, options.peak)
         _account(report, nodes, seen, scales, len(rows), elapsed)
-        spent = report.rounds + cost[0], report.nfe + cost[1]
+        spent = report.rounds + start.rounds, report.nfe + start.nfe
         again = unsettled(ground, plan, nodes, seen)
         finished = passed and _enough(report, spent, plan, options, bool(again))
         if window is not None and not finished:
@@ -167,6 +157,43 @@ def collocate(
     # a warm run's nodes hold how D has changed, which without the earlier run says nothing
     part = None if finished or before is not None else part_of(nodes, system, signs, spent)
     return Found(picture, D if before is None else D + before, finished, part)
+
+
+@dataclass(frozen=True)
+class _Start:
+    """What a run begins with.
+
+    Attributes:
+        ground, plan: of the run. nodes: of an earlier capped run, None without, and what it had shown (``signs``) and
+            cost (``rounds``, ``nfe``). checked: the rows of it that were evaluated again, which are the first round.
+        before: ``[K, B, d]`` D of an earlier run, of whose change this one's nodes are; None where it begins cold.
+    """
+
+    ground: Ground
+    plan: Budget
+    nodes: Nodes | None = None
+    signs: Signs = field(default_factory=Signs)
+    rounds: int = 0
+    nfe: int = 0
+    checked: Begun | None = None
+    before: Tensor | None = None
+
+
+def _start(job: Job, scales: Scales, evaluate: Callable[[list[int], Tensor], Tensor], report: Report) -> _Start:
+    """Take over what an earlier run leaves: its nodes where it was capped, else its D."""
+    system, options, old = job.system, job.options, job.earlier()
+    begun = None if old is None else _begun(job, old, scales, evaluate, report)
+    if begun is not None and begun.nodes is not None:
+        ground = _ground(system, scales, None)
+        plan = budget(ground, options)
+        if begun.nfe > begun.rounds:  # more rows than rounds
+            plan = begun_wide(plan, begun.nodes.rows[-1])
+        return _Start(ground, plan, begun.nodes, begun.signs, begun.rounds, begun.nfe, begun)
+    before = None if old is None else send(old, system.S)
+    if before is not None and not system.noisy and job.warm is not None and job.warm.noisy:
+        before, report.warm = None, f"{report.warm}; not used, as noise of its sampler's own is in it"
+    ground = _ground(system, scales, before)
+    return _Start(ground, budget(ground, options), before=before)
 
 
 def _begun(

@@ -19,7 +19,8 @@ import torch
 from comfy.taesd.taesd import Decoder
 from comfy_extras import nodes_advanced_samplers, nodes_custom_sampler
 from paratafusion_pack.nodes.host.capture import Captured
-from paratafusion_pack.nodes.host.sampler import _LastStep, parallel
+from paratafusion_pack.nodes.host.problem import LastStep
+from paratafusion_pack.nodes.host.sampler import parallel
 from paratafusion_pack.nodes.host.settings import Outcome, Settings
 from PIL import Image
 from safetensors.torch import save_file
@@ -198,7 +199,7 @@ def test_a_row_is_shown_from_its_own_evaluation_or_its_neighbours():
         schedule = torch.tensor([4.0, 3.0, 2.0, 1.0, end])
         captured = Captured(S, C, None, levels, schedule, shown=2, ends_elsewhere=True)
         batched = SimpleNamespace(output=None)
-        last = _LastStep(lambda x, sigma: x, batched, levels, captured)
+        last = LastStep(lambda x, sigma: x, batched, levels, captured)
         seen = []
         for row, level in enumerate(levels):
             batched.output = torch.full((1, 1), float(row))
