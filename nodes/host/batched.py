@@ -7,14 +7,17 @@ laid out, tiled or grouped here makes a call of W*B rows ([w, b], b fastest) equ
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import comfy.model_management
 import comfy.model_patcher
+import comfy.samplers
 import numpy as np
 import torch
 from torch import Tensor
+
+from .reach import remembered
 
 #: The host's own margin between what it estimates and what it finds free.
 _MARGIN = 1.5
@@ -117,7 +120,10 @@ class BatchedModel:
         keep_uncond: bool = False,
     ) -> None:
         self._keep_uncond = keep_uncond
-        self._model, self._args, self._batch = model, extra_args, batch
+        # a patch may keep something in the options, of another size than the plain sampler's
+        options = comfy.model_patcher.create_model_options_clone(extra_args["model_options"])
+        self._args = dict(extra_args, model_options=options)
+        self._model, self._batch = model, batch
         self._guider = sized_guider(model.inner_model, batch)
         self._most: int | None = None  # rows that a call may hold, once memory has run out
         self.calls = self.largest = 0
@@ -139,6 +145,19 @@ class BatchedModel:
         out, uncond = torch.empty_like(x), torch.empty_like(x)
         self._evaluate(x, sigma, out, uncond)
         return out, uncond
+
+    def remembered(self) -> Callable[[], None]:
+        """What the patches keep now; the returned function puts it back, and begins ControlNets of other packs anew."""
+        options = self._args["model_options"]
+        put_back = remembered(options, getattr(self._guider, "model_options", {}))
+        conds = [cond for conds in cond_lists(self._guider).values() for cond in conds]
+        theirs = [c for c in conds if any(type(own).__module__ != "comfy.controlnet" for own in controls_of(c))]
+
+        def begin_anew() -> None:
+            put_back()
+            comfy.samplers.pre_run_control(self._guider.inner_model, theirs)
+
+        return begin_anew
 
     def together(self, sigmas: Tensor) -> Tensor:
         """Those of the levels ``sigmas`` ``[K]`` that may share a call, the largest group of them."""

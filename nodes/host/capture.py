@@ -2,13 +2,13 @@
 
 A fixed-step sampler is affine in the model's outputs, ``x_k = S_k + sum_{i<k} C[k,i] D_i + U[k,i] u_i``, with D_i the
 denoised picture and u_i the unconditional one (only the CFG++ family looks at it). Outputs of 0 on the real start give
-S with the sampler's own noise; unit outputs on a tiny probe give C and U; random ones show whether it is affine at all.
+S with the sampler's own noise; unit outputs on a tiny probe give C and U; random ones, which follow the state, show
+whether it is affine at all, pixel by pixel and picture by picture.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,12 +17,8 @@ import torch
 from torch import Tensor
 
 from .batched import is_oom
+from .standin import Answer, CaptureError, Recipe, SamplerFunction, _StandIn
 
-SamplerFunction = Callable[..., Tensor]
-#: ``(evaluation, x) -> (D, u)``, what the stand-in answers.
-Answer = Callable[[int, Tensor], tuple[Tensor, Tensor]]
-
-_POST_CFG, _NO_CFG1 = "sampler_post_cfg_function", "disable_cfg1_optimization"
 #: Samplers known to be no fixed system; the checks below would find them too, more slowly.
 _REFUSED = {
     "dpm_adaptive_function": "dpm_adaptive chooses its steps from the picture, so they are not known beforehand",
@@ -35,17 +31,18 @@ _REFUSED = {
 _LEVELS_WITHIN, _LEVELS_ROUNDED = 1e-6, 1e-2
 #: Sizes of the outputs by which linearity is tried: what clamps them leaves small ones as they are.
 _SIZES = (1.0, 100.0)
-#: Largest deviation from linearity, relative to the largest coefficient.
-_AFFINE_WITHIN = {torch.float64: 1e-9, torch.float32: 1e-3}
+#: Largest deviation from linearity, relative to the largest coefficient: of samplers in float64, of those that go
+#: through float32 there, and of those that insist on it.
+_AFFINE_WITHIN, _ROUNDED_WITHIN = {torch.float64: 1e-9, torch.float32: 1e-3}, 1e-5
+#: Pictures of the probe, pixels of each side, and share of the state in the random outputs: a sampler that blurs D,
+#: normalises noise by its deviation or takes the model's derivative is no other on a single pixel with outputs of its
+#: own. Of longer runs than ``_MANY`` evaluations pictures have four pixels.
+_PICTURES, _SIDE, _FOLLOWING, _MANY = 2, 4, 0.25, 200
 #: Weights, and states of outputs of 0, that differ by less are equal but for rounding: ddpm's last state by up to 2e-5,
 #: where uni_pc, the nearest of those that end in another picture than they show, differs by 3e-3.
 _EQUAL_WITHIN = 1e-4
 #: A schedule that ends at this noise level, or above it, leaves noise that can be seen.
 _VISIBLE = 1e-2
-
-
-class CaptureError(ValueError):
-    """The sampler cannot be written as a system; the message is the reason, one clause for the artist."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +59,8 @@ class Captured:
         keep_uncond: the sampler asks for the unconditional picture even at cfg 1.
         shown: the evaluation whose denoised picture the sampler shows last.
         ends_elsewhere: that picture is known, and is not the final state.
+        drawn: puts the generators of random numbers where the sampler would have left them.
+        handed_on: what the sampler passes to the model's patches in each call, by name.
     """
 
     S: Tensor
@@ -72,6 +71,8 @@ class Captured:
     keep_uncond: bool = False
     shown: int = 0
     ends_elsewhere: bool = False
+    drawn: Callable[[], None] = lambda: None
+    handed_on: tuple[str, ...] = ()
 
     @property
     def evaluations(self) -> int:
@@ -89,134 +90,30 @@ class Captured:
         return self.noise_left or self.ends_elsewhere
 
 
-class _PostCfg(dict):
-    """What a sampler's own post-CFG function may look at; anything else cannot be affine in D and u."""
-
-    def __missing__(self, key: str) -> Any:
-        raise CaptureError(f"it looks at {key!r} of the guidance, which is no fixed combination of the model's outputs")
-
-
-class _GuiderView:
-    """The guider's attributes without its model calls: a capture never evaluates the network."""
-
-    _HIDDEN = frozenset({"predict_noise", "outer_predict_noise", "sample", "inner_sample", "outer_sample"})
-
-    def __init__(self, guider: Any) -> None:
-        self._guider = guider
-
-    def __getattr__(self, name: str) -> Any:
-        if name in self._HIDDEN:
-            raise CaptureError(f"it calls the guider's {name} itself")
-        return getattr(self._guider, name)
-
-
-class _StandIn:
-    """Takes the place of ``KSamplerX0Inpaint``: records each call and answers from ``answer``."""
-
-    def __init__(self, real: Any, options: dict[str, Any], answer: Answer, limit: int) -> None:
-        self.inner_model = _GuiderView(real.inner_model)
-        self.sigmas, self.noise, self.latent_image = real.sigmas, real.noise, real.latent_image
-        self._options, self._answer, self._limit = options, answer, limit
-        self.states: list[Tensor] = []
-        self.levels: list[float] = []
-        self.reads_uncond = self.keep_uncond = False
-        self.shown: Any = None  # the denoised picture that the sampler showed last
-
-    def show(self, step: dict[str, Any]) -> None:
-        """The sampler's callback."""
-        self.shown = step.get("denoised")
-
-    def __call__(self, x: Tensor, sigma: Tensor, **kwargs: Any) -> Tensor:
-        comfy.model_management.throw_exception_if_processing_interrupted()
-        index = len(self.states)
-        if index >= self._limit:
-            raise CaptureError(f"it evaluates the model more than {self._limit} times")
-        level = torch.as_tensor(sigma).flatten()
-        if len(level) not in (1, x.shape[0]) or not bool((level == level[0]).all()):
-            raise CaptureError("it evaluates pictures of one batch at different noise levels")
-        self.states.append(x.clone())
-        self.levels.append(float(level[0]))
-        D, u = self._answer(index, x)
-        return self._after_cfg(D, u, x, sigma, kwargs.get("model_options") or {})
-
-    def _after_cfg(self, D: Tensor, u: Tensor, x: Tensor, sigma: Tensor, options: dict[str, Any]) -> Tensor:
-        """Run the post-CFG functions that the sampler itself has set."""
-        changed = {k for k in {*options, *self._options} if options.get(k) is not self._options.get(k)}
-        if changed - {_POST_CFG, _NO_CFG1}:
-            raise CaptureError(f"it changes {sorted(changed - {_POST_CFG, _NO_CFG1})[0]!r} of the model's options")
-        self.keep_uncond |= bool(options.get(_NO_CFG1))
-        for function in options.get(_POST_CFG, ()):
-            self.reads_uncond = True
-            D = function(_PostCfg(denoised=D, uncond_denoised=u, input=x, sigma=sigma, model_options=options))
-        return D
-
-
-def random_numbers(x: Tensor) -> Callable[[], None]:
-    """Where torch's generators stand now; the returned function puts them back there."""
-    cpu = torch.get_rng_state()
-    kind = x.device.type
-    backend: Any = None if kind == "cpu" else getattr(torch, kind, None)  # torch.cuda, torch.mps, torch.xpu ..
-    which = () if kind == "mps" else (x.device,)  # of which there is one
-    device = backend.get_rng_state(*which) if hasattr(backend, "get_rng_state") else None
-
-    def put_back() -> None:
-        torch.set_rng_state(cpu)
-        if device is not None:
-            backend.set_rng_state(device, *which)
-
-    return put_back
-
-
-@contextmanager
-def same_random_numbers(x: Tensor) -> Iterator[None]:
-    """Leave torch's generators as they were, so that the sampler draws what it would have drawn."""
-    put_back = random_numbers(x)
-    try:
-        yield
-    finally:
-        put_back()
-
-
-@dataclass(frozen=True)
-class _Recipe:
-    """One sampler call, but for the model and the start."""
-
-    function: SamplerFunction
-    settings: dict[str, Any]
-    real: Any
-    extra_args: dict[str, Any]
-    limit: int
-
-    def drive(self, x: Tensor, sigmas: Tensor, answer: Answer) -> tuple[_StandIn, Tensor]:
-        """Run the sampler from ``x`` with the stand-in; returns it and the result. It may write into ``sigmas``."""
-        options = {k: v for k, v in self.extra_args.get("model_options", {}).items() if k not in (_POST_CFG, _NO_CFG1)}
-        model = _StandIn(self.real, options, answer, self.limit)
-        # a copy: samplers of the CFG++ family write their options into the dictionary they are given
-        args = dict(self.extra_args, model_options=dict(options))
-        with same_random_numbers(x), torch.no_grad():
-            result = self.function(
-                model, x.clone(), sigmas, extra_args=args, callback=model.show, disable=True, **self.settings
-            )
-        for state in (*model.states, result):
-            if state.shape != x.shape:
-                raise CaptureError(f"it changes the latent's shape from {list(x.shape)} to {list(state.shape)}")
-        return model, result
-
-
 def _zeros(_: int, x: Tensor) -> tuple[Tensor, Tensor]:
     return torch.zeros_like(x), torch.zeros_like(x)
 
 
-def _weighted(weights: Tensor) -> Answer:
-    """Evaluation k answers D in channel k and u in channel K + k, scaled by ``weights`` ``[2K]``."""
-    count = len(weights) // 2
+def _unit(count: int) -> Answer:
+    """Evaluation k answers D = 1 in channel k and u = 1 in channel ``count + k``, else 0."""
 
     def answer(k: int, x: Tensor) -> tuple[Tensor, Tensor]:
         if k >= count:
             raise CaptureError("the number of its evaluations depends on the picture")
         D, u = torch.zeros_like(x), torch.zeros_like(x)
-        D[:, k], u[:, count + k] = weights[k], weights[count + k]
+        D[:, k], u[:, count + k] = 1, 1
         return D, u
+
+    return answer
+
+
+def _random(size: float) -> Answer:
+    """Outputs of this ``size``, in every pixel another, which follow the state."""
+
+    def answer(k: int, x: Tensor) -> tuple[Tensor, Tensor]:
+        generator = torch.Generator().manual_seed(k)
+        D, u = torch.randn(2, *x.shape, generator=generator, dtype=torch.float64).to(x) * size
+        return D + _FOLLOWING * x, u - _FOLLOWING * x
 
     return answer
 
@@ -226,7 +123,7 @@ def _same(levels: list[float], others: list[float], within: float) -> bool:
 
 
 def _coefficients(
-    recipe: _Recipe, levels: list[float], sigmas: Tensor, like: Tensor, dtype: torch.dtype
+    recipe: Recipe, levels: list[float], sigmas: Tensor, like: Tensor, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor | None]:
     """``[K+1, 2K]`` weights of every D and u in every state, and those of the picture shown last (:func:`_shown`).
 
@@ -234,40 +131,46 @@ def _coefficients(
         CaptureError: the sampler is not affine in them, or its steps depend on them.
     """
     count = len(levels)
-    start = torch.zeros((1, 2 * count, *[1] * (like.ndim - 2)), dtype=dtype, device="cpu")
+    side = [_SIDE if count <= _MANY else 2] * (like.ndim - 2)
     steps = sigmas.to("cpu", dtype)
-
     seen: list[list[float]] = []
-    pictures: list[Any] = []
 
-    def response(answer: Answer) -> Tensor:
-        model, result = recipe.drive(start, steps.clone(), answer)
-        pictures.append(model.shown)
+    def response(shape: list[int], answer: Answer) -> tuple[_StandIn, Tensor]:
+        start = torch.zeros(shape, dtype=dtype, device="cpu")
+        model, result = recipe.drive(start, steps.clone(), answer, keep=True)
         if len(model.levels) != count:
             raise CaptureError("the number of its evaluations depends on the picture")
         seen.append(model.levels)
         if not (_same(model.levels, seen[0], _LEVELS_WITHIN) and _same(model.levels, levels, _LEVELS_ROUNDED)):
             raise CaptureError("the noise levels of its evaluations depend on the picture")
-        return torch.stack([*model.states, result]).reshape(count + 1, 2 * count).double()
+        return model, torch.stack([*model.states, result])
 
-    still = response(_zeros)
-    weights = response(_weighted(torch.ones(2 * count, dtype=dtype))) - still
-    shown = _shown(*pictures, count)
+    channels = [1, 2 * count, *side]
+    nothing, still = response(channels, _zeros)
+    one, unit = response(channels, _unit(count))
+    weights = (unit.double() - still.double()).flatten(3).mean(-1)[:, 0]
+    if not weights.isfinite().all():
+        raise CaptureError("its steps are no fixed combination of the model's outputs")
     scale = max(float(weights.abs().max()), 1.0)
-    random = torch.randn(2 * count, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    fields = [_PICTURES, 4, *side]
+    still = response(fields, _zeros)[1]
     for size in _SIZES:
-        amplitudes = (size * random).to(dtype)
-        bent = response(_weighted(amplitudes)) - still - weights * amplitudes.double()
-        if not weights.isfinite().all() or not float(bent.abs().max()) <= _AFFINE_WITHIN[dtype] * scale * 10 * size:
+        model, states = response(fields, _random(size))
+        outputs = torch.stack([D for D, _ in model.outputs] + [u for _, u in model.outputs]).double()
+        bent = states.double() - still.double() - (weights @ outputs.flatten(1)).view(states.shape)
+        rounded = min((s.dtype for s in (*model.states, still)), key=lambda kind: torch.finfo(kind).bits)
+        within = _AFFINE_WITHIN[dtype] if rounded == dtype else _ROUNDED_WITHIN
+        most = max(float(outputs.abs().max()), size)
+        if not float(bent.abs().max()) <= within * scale * 10 * most:
             raise CaptureError("its steps are no fixed combination of the model's outputs")
-    return weights, shown
+    return weights, _shown(nothing.shown, one.shown, count)
 
 
 def _shown(still: Any, unit: Any, count: int) -> Tensor | None:
     """``[2K]`` weights of a picture ``[1, 2K, ...]`` from what is shown for outputs of 0 and of 1; None: none of D."""
-    if not all(torch.is_tensor(picture) and picture.numel() == 2 * count for picture in (still, unit)):
+    if not all(torch.is_tensor(picture) and picture.shape[:2] == (1, 2 * count) for picture in (still, unit)):
         return None
-    weights = (unit - still).flatten().double()
+    weights = (unit - still).double().flatten(2).mean(-1)[0]
     return weights if weights[:count].any() else None
 
 
@@ -294,7 +197,7 @@ def _ends_elsewhere(picture: Tensor | None, row: int, last: Tensor, S: Tensor) -
     return 2 * float(off.abs().max()) < max(apart, still)
 
 
-def _probe(recipe: _Recipe, levels: list[float], sigmas: Tensor, like: Tensor) -> tuple[Tensor, Tensor | None]:
+def _probe(recipe: Recipe, levels: list[float], sigmas: Tensor, like: Tensor) -> tuple[Tensor, Tensor | None]:
     """:func:`_coefficients` in float64, or in float32 where the sampler insists on it (uni_pc)."""
     try:
         return _coefficients(recipe, levels, sigmas, like, torch.float64)
@@ -332,7 +235,7 @@ def capture(
         Exception: memory has run out.
     """
     check_name(function)
-    recipe = _Recipe(function, settings, model, extra_args, limit=8 * len(sigmas) + 64)
+    recipe = Recipe(function, settings, model, extra_args, limit=8 * len(sigmas) + 64)
     try:
         return _capture(recipe, x, sigmas)
     except (CaptureError, comfy.model_management.InterruptProcessingException):
@@ -343,7 +246,7 @@ def capture(
         raise CaptureError(f"it could not be read off ({type(error).__name__}: {error})") from error
 
 
-def _capture(recipe: _Recipe, x: Tensor, sigmas: Tensor) -> Captured:
+def _capture(recipe: Recipe, x: Tensor, sigmas: Tensor) -> Captured:
     schedule = sigmas.clone()
     run, result = recipe.drive(x, schedule, _zeros)
     if not run.states:
@@ -361,4 +264,6 @@ def _capture(recipe: _Recipe, x: Tensor, sigmas: Tensor) -> Captured:
     shown = _row_shown(picture, run.levels, float(sigmas[-2]))
     elsewhere = _ends_elsewhere(picture, shown, weights[-1], S)
     used = U if run.reads_uncond and U.any() else None
-    return Captured(S, C, used, levels, schedule, run.keep_uncond, shown, elsewhere)
+    return Captured(
+        S, C, used, levels, schedule, run.keep_uncond, shown, elsewhere, run.drawn, tuple(sorted(run.handed_on))
+    )

@@ -19,9 +19,9 @@ from torch import Tensor
 from ...paratafusion_core import Report
 from ...paratafusion_core.plan import WORTH, Latency, Plan, Question, choose, fit, typical
 from .batched import BatchedModel, is_oom
-from .capture import same_random_numbers
 from .guards import PROBED, PROBES
 from .latency import SURE, Known
+from .randomness import same_random_numbers
 from .settings import Settings
 
 #: A parallel run that has never been tried must be predicted to take less than this share of the plain sampler's time:

@@ -6,7 +6,6 @@ function that does it, and a probe of the model itself, which needs no names.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import inspect
 import itertools
@@ -24,6 +23,7 @@ from torch import Tensor
 
 from ...paratafusion_core.errors import NotFinite
 from .batched import cond_lists, controls_of
+from .reach import closure
 
 #: Rows that do not touch each other agree to this, relative to the largest value; rows that do are off by 3e-2 or more.
 INDEPENDENT_WITHIN = 1e-2
@@ -74,32 +74,20 @@ _MOST_NUMBERS, _FEW_NUMBERS, _SHORT = 4096, 16, 32
 _PASSING = frozenset({"sample_sigmas", "sigmas", "uuids", "cond_or_uncond"})
 
 
-def _callables(value: Any, depth: int = 0) -> Iterator[Any]:
+def patches_in(value: Any, depth: int = 0) -> Iterator[Any]:
     """Functions and patch objects anywhere inside the model's options."""
     if depth > 8 or torch.is_tensor(value):
         return
     if isinstance(value, dict):
         for item in value.values():
-            yield from _callables(item, depth + 1)
+            yield from patches_in(item, depth + 1)
     elif isinstance(value, (list, tuple, set)):
         for item in value:
-            yield from _callables(item, depth + 1)
+            yield from patches_in(item, depth + 1)
     elif callable(value):
         yield value
-        yield from _callables(getattr(value, "func", None), depth + 1)  # functools.partial
-        yield from _callables(getattr(value, "__self__", None), depth + 1)
-
-
-def _closure(function: Any) -> dict[str, Any]:
-    """The variables a nested function has kept."""
-    code, cells = getattr(function, "__code__", None), getattr(function, "__closure__", None)
-    if code is None or not cells:
-        return {}
-    kept = {}
-    for name, cell in zip(code.co_freevars, cells, strict=True):
-        with contextlib.suppress(ValueError):  # an empty cell
-            kept[name] = cell.cell_contents
-    return kept
+        yield from patches_in(getattr(value, "func", None), depth + 1)  # functools.partial
+        yield from patches_in(getattr(value, "__self__", None), depth + 1)
 
 
 def _known_trouble(function: Any) -> str | None:
@@ -112,9 +100,9 @@ def _known_trouble(function: Any) -> str | None:
         return listed[1]
     if any(part in module.lower() for part in _CACHES):
         return f"{name} reuses the step before, as step caches do"
-    if tail == "nodes_apg" and _closure(function).get("momentum"):
+    if tail == "nodes_apg" and closure(function).get("momentum"):
         return "APG's momentum carries the guidance of the step before"
-    if tail == "nodes_hypertile" and (_closure(function).get("swap_size") or 0) > 2:  # of two it always takes the first
+    if tail == "nodes_hypertile" and (closure(function).get("swap_size") or 0) > 2:  # of two it always takes the first
         return "HyperTile draws its tiles anew in each model call"
     if tail == "nodes_model_patch" and all(hasattr(function, a) for a in _RANGED_ATTRIBUTES):
         return f"{name} reads its range off the first picture"
@@ -128,6 +116,8 @@ def _cond_trouble(guider: Any, batch: int) -> str | None:
                 if getattr(getattr(hook, "hook_keyframe", None), "keyframes", None):
                     return "hooks with keyframes change the weights with the noise level"
             for control in controls_of(cond):
+                if len(getattr(getattr(control, "timestep_keyframes", None), "keyframes", ())) > 1:
+                    return "a ControlNet's keyframes advance with the steps"
                 hint = getattr(control, "cond_hint_original", None)
                 count = hint.shape[0] if torch.is_tensor(hint) and hint.ndim >= 3 else 1
                 if count > 1 and batch % count:
@@ -152,7 +142,7 @@ def known_reason(model: Any, options: dict[str, Any], batch: int) -> str | None:
             return _MODELS[kind.__name__]
     if getattr(getattr(getattr(network, "diffusion_model", None), "params", None), "meanflow", False):
         return "MeanFlow models read the next noise level of the schedule"
-    for function in (*type(guider).__mro__, *_callables([options, getattr(guider, "model_options", {})])):
+    for function in (*type(guider).__mro__, *patches_in([options, getattr(guider, "model_options", {})])):
         reason = _known_trouble(function)
         if reason:
             return reason
@@ -178,7 +168,7 @@ def needs_probe(model: Any, options: dict[str, Any]) -> bool:
 def _patched(guider: Any, options: dict[str, Any]) -> bool:
     """Whether functions are patched in, or the guider is not known to combine pictures one by one."""
     replaced = set(getattr(guider.model_patcher, "object_patches", {})) - {"model_sampling"}
-    patched = any(True for _ in _callables([options, getattr(guider, "model_options", {})]))
+    patched = any(True for _ in patches_in([options, getattr(guider, "model_options", {})]))
     injected = bool(getattr(guider.model_patcher, "injections", None))
     return type(guider).__name__ not in _PLAIN_GUIDERS or bool(replaced) or patched or injected
 
@@ -207,7 +197,7 @@ class Parts:
 def parts_of(model: Any, options: dict[str, Any]) -> Parts:
     """What is patched into this graph, beside the weights."""
     guider = model.inner_model
-    found = [*_callables([options, getattr(guider, "model_options", {})])]
+    found = [*patches_in([options, getattr(guider, "model_options", {})])]
     numbers = _numbers(guider, options, found)
     for name, value in vars(guider).items():
         # a function of its own, or the network of a second model
@@ -353,14 +343,15 @@ def probe(denoise: Callable[[Tensor, Tensor], Tensor], x: Tensor, sigmas: Tensor
         both = [place, (place + 1) % count]
         return torch.stack([states[i] for i in both]), levels[both].to(sigmas)
 
-    late, distant, *others = [count - 2, *(i for i in range(count) if i != count - 2)]
+    # the first call is one of the run's own first level: a patch may keep what it meets first
+    late = count - 2
+    first, *others = (i for i in range(count) if i != late)
     x_late, at = pair(late)
     nearby = x_late + 0.08 * x_late.roll(1, -1)
-    ring = {late: denoise(x_late, at)}
+    ring = {first: denoise(*pair(first)), late: denoise(x_late, at)}
     soon = denoise(nearby, at)
-    ring[distant] = denoise(*pair(distant))
-    later = denoise(nearby, at)
     ring |= {place: denoise(*pair(place)) for place in others}
+    later = denoise(nearby, at)
     if not all(bool(D.isfinite().all()) for D in (*ring.values(), soon, later)):
         raise NotFinite("the model returned NaN or infinity in the probe; finite values are allowed")
     if _differ(soon, later):

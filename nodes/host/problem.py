@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -83,7 +82,7 @@ def read_off(
         CaptureError: it has no equations that the engine could solve.
     """
     captured = capture(function, extra, model, x, sigmas, extra_args)
-    batched = BatchedModel(model, copy.copy(extra_args), x.shape[0], captured.keep_uncond)
+    batched = BatchedModel(model, extra_args, x.shape[0], captured.keep_uncond)
     system, denoise = _system(captured, batched, name_of(function), len(sigmas) - 1)
     why: str | None
     if captured.U is not None:
@@ -113,5 +112,6 @@ def _options(settings: Settings, model: Any, captured: Captured, refusal: str | 
     flow = isinstance(sampling, comfy.model_sampling.CONST) and float(captured.sigmas.max()) <= 1.0
     rms = getattr(sampling, "data_rms", None) or getattr(sampling, "sigma_data", None) or 1.0
     scales = [getattr(model.inner_model, name, None) for name in ("cfg", "cfg1", "cfg2")]  # of two prompts, too
-    cfg = max((float(scale) for scale in scales if scale is not None), default=None)
+    # a guider of another pack may keep one for each step
+    cfg = max((float(scale) for scale in scales if isinstance(scale, (int, float))), default=None)
     return settings.options(flow, float(rms), refusal=refusal, cfg=cfg)

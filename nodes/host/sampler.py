@@ -16,7 +16,7 @@ from tqdm import tqdm
 from ...paratafusion_core import Progress, Report, Solution, Trajectory, solve
 from ...paratafusion_core.errors import NotFinite
 from .batched import BatchedModel, is_oom
-from .capture import CaptureError, check_name, random_numbers, same_random_numbers
+from .capture import CaptureError, check_name
 from .choice import Leap, Look, NothingWins, plain_if_best
 from .guards import known_reason, needs_probe, parts_of, probe, probed
 from .latency import KNOWN, Known
@@ -24,6 +24,7 @@ from .live import Live
 from .notify import current_place
 from .plain import Unwrapped, close, counted, fallback, name_of, sequential_report
 from .problem import Problem, read_off
+from .randomness import random_numbers, same_random_numbers
 from .settings import Outcome, Settings
 
 #: Schedules of a kind of run that are remembered to be fit for batches.
@@ -81,6 +82,7 @@ def _probe(known: Known, batched: BatchedModel, x: Tensor, sigmas: Tensor, whole
     levels, rows = tuple(together.tolist()), 0
     if known.trouble is None and levels not in known.apart:
         share = float(together[0] / sigmas[0]) if sigmas[0] > 0 else 1.0
+        put_back = batched.remembered()
         try:
             with same_random_numbers(x):
                 known.trouble = probe(batched, x * share if share < 1 else x, together)
@@ -91,6 +93,8 @@ def _probe(known: Known, batched: BatchedModel, x: Tensor, sigmas: Tensor, whole
         except Exception as error:  # a model may refuse in any way; the plain sampler shows whether it is at fault
             words = f"{type(error).__name__}: {error}"
             raise Unfit(f"the model does not take several noise levels at once ({words})") from None
+        finally:
+            put_back()
         if batched.largest < 2:
             raise Unfit("two noise levels at once do not fit into memory")
         rows = probed(together)
@@ -191,7 +195,7 @@ class _Run:
         if isinstance(why, NothingWins) and why.question is not None:
             options = run.extra_args["model_options"]
             look = Look(why, run.model, run.x, run.extra_args, needs_probe(run.model, options))
-            put_back, levels = random_numbers(run.x), run.sigmas.clone()
+            put_back, levels = random_numbers(run.x, self.function, self.extra), run.sigmas.clone()
             untouched = replace(run, x=run.x.clone(), extra_args=dict(run.extra_args))
             try:
                 return self._plain(run, why, look)
@@ -270,7 +274,10 @@ class _Run:
         except CaptureError as error:
             raise Unfit(f"the sampler cannot be made parallel: {error}") from None
         probing, spent = time.perf_counter(), 0
-        if problem.several and needs_probe(model, options):
+        patched = needs_probe(model, options)
+        if patched and problem.captured.handed_on:  # nobody else reads it
+            raise Unfit(f"the sampler passes {problem.captured.handed_on[0]!r} to the model's patches in every step")
+        if problem.several and patched:
             spent = _probe(known, problem.batched, x, problem.captured.sigmas, whole)
         probing = time.perf_counter() - probing
         solution = self._solved(run, problem, known)
@@ -283,6 +290,7 @@ class _Run:
             known.learn_outcome(planned, report, report.seconds - probing)
         self._outcome.report = report
         sigmas.copy_(problem.captured.schedule)
+        problem.captured.drawn()  # nodes that draw without a seed go on as behind the plain sampler
         return solution.x
 
     @staticmethod
@@ -300,12 +308,13 @@ class _Run:
         """The engine's solution, from the trajectory given where that can be; its own is kept where it is wanted.
 
         Raises:
-            Unfit: the model returned numbers that are not finite.
+            Unfit: the model returned numbers that are not finite, or a patch does not take the calls.
         """
         latent = _latent_format(run.model)
         cold = _cold_reason(self.warm, run.x, latent)
         warm, foreign = _of_this(self.warm, self._outcome.problem)
         batched, options = problem.batched, problem.options
+        patched, put_back = needs_probe(run.model, run.extra_args["model_options"]), batched.remembered()
         run.live.starting()
         run.live.begin(known.seconds.get(1))
         try:
@@ -323,6 +332,13 @@ class _Run:
             if batched.output is not None and not batched.output.isfinite().all():
                 raise Unfit("the model returned NaN or infinity") from error
             raise
+        except (RuntimeError, TypeError) as error:
+            if is_oom(error) or not patched:
+                raise
+            put_back()
+            # a patch may keep what has the size of the call before; the plain sampler shows whether it is at fault
+            known.trouble = f"the model does not take calls of different sizes ({type(error).__name__}: {error})"
+            raise Unfit(known.trouble) from None
         solution.report.warm = cold or (solution.report.warm and solution.report.warm + foreign)
         kept = solution.trajectory
         self._outcome.trajectory = None if kept is None else replace(kept, latent=latent)
