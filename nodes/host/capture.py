@@ -36,8 +36,8 @@ _SIZES = (1.0, 100.0)
 _AFFINE_WITHIN, _ROUNDED_WITHIN = {torch.float64: 1e-9, torch.float32: 1e-3}, 1e-5
 #: Pictures of the probe, pixels of each side, and share of the state in the random outputs: a sampler that blurs D,
 #: normalises noise by its deviation or takes the model's derivative is no other on a single pixel with outputs of its
-#: own. Of longer runs than ``_MANY`` evaluations pictures have four pixels.
-_PICTURES, _SIDE, _FOLLOWING, _MANY = 2, 4, 0.25, 200
+#: own. Where a state would have more than ``_MANY`` numbers, as in long runs, sides have two pixels.
+_PICTURES, _SIDE, _FOLLOWING, _MANY = 2, 4, 0.25, 20_000
 #: Weights, and states of outputs of 0, that differ by less are equal but for rounding: ddpm's last state by up to 2e-5,
 #: where uni_pc, the nearest of those that end in another picture than they show, differs by 3e-3.
 _EQUAL_WITHIN = 1e-4
@@ -131,13 +131,14 @@ def _coefficients(
         CaptureError: the sampler is not affine in them, or its steps depend on them.
     """
     count = len(levels)
-    side = [_SIDE if count <= _MANY else 2] * (like.ndim - 2)
+    dimensions = like.ndim - 2
+    side = [_SIDE if 2 * count * _SIDE**dimensions <= _MANY else 2] * dimensions
     steps = sigmas.to("cpu", dtype)
     seen: list[list[float]] = []
 
-    def response(shape: list[int], answer: Answer) -> tuple[_StandIn, Tensor]:
+    def response(shape: list[int], answer: Answer, keep: bool = False) -> tuple[_StandIn, Tensor]:
         start = torch.zeros(shape, dtype=dtype, device="cpu")
-        model, result = recipe.drive(start, steps.clone(), answer, keep=True)
+        model, result = recipe.drive(start, steps.clone(), answer, keep)
         if len(model.levels) != count:
             raise CaptureError("the number of its evaluations depends on the picture")
         seen.append(model.levels)
@@ -155,7 +156,7 @@ def _coefficients(
     fields = [_PICTURES, 4, *side]
     still = response(fields, _zeros)[1]
     for size in _SIZES:
-        model, states = response(fields, _random(size))
+        model, states = response(fields, _random(size), keep=True)
         outputs = torch.stack([D for D, _ in model.outputs] + [u for _, u in model.outputs]).double()
         bent = states.double() - still.double() - (weights @ outputs.flatten(1)).view(states.shape)
         rounded = min((s.dtype for s in (*model.states, still)), key=lambda kind: torch.finfo(kind).bits)

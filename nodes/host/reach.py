@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+import itertools
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from types import ModuleType
 from typing import Any
 
@@ -22,15 +24,15 @@ def closure(function: Any) -> dict[str, Any]:
 
 def reachable(*holders: Any) -> Iterator[Any]:
     """``holders`` and what they keep, the nearest first, without tensors and models."""
-    waiting, seen = [(holder, 0) for holder in holders], set[int]()
+    waiting, seen = deque((holder, 0) for holder in holders), set[int]()
     while waiting and len(seen) < _MOST:
-        value, depth = waiting.pop(0)
+        value, depth = waiting.popleft()
         if isinstance(value, _PLAIN) or id(value) in seen:
             continue
         seen.add(id(value))
         yield value
         if depth < _DEPTH:
-            waiting += ((item, depth + 1) for item in _inside(value))
+            waiting.extend((item, depth + 1) for item in itertools.islice(_inside(value), _MOST))
 
 
 def remembered(*holders: Any) -> Callable[[], None]:
@@ -43,6 +45,8 @@ def remembered(*holders: Any) -> Callable[[], None]:
         for cell, content in cells:
             cell.cell_contents = content
         for value, before in kept:
+            if _same(value, before):
+                continue
             if isinstance(value, list):
                 value[:] = before
             else:
@@ -52,11 +56,18 @@ def remembered(*holders: Any) -> Callable[[], None]:
     return put_back
 
 
-def _inside(value: Any) -> list[Any]:
+def _same(value: Any, before: Any) -> bool:
+    """Whether a container holds the very same things."""
     if isinstance(value, dict):
-        return [*value.values()]
+        return value.keys() == before.keys() and all(value[key] is before[key] for key in before)
+    return len(value) == len(before) and all(a is b for a, b in zip(value, before, strict=True))
+
+
+def _inside(value: Any) -> Iterable[Any]:
+    if isinstance(value, dict):
+        return value.values()
     if isinstance(value, (list, tuple, set)):
-        return [*value]
+        return value
     names = ("__defaults__", "__kwdefaults__", "__self__", "__func__", "func", "args", "keywords", "__dict__")
     return [*closure(value).values(), *(getattr(value, name, None) for name in names)]
 

@@ -314,7 +314,7 @@ class _Run:
         cold = _cold_reason(self.warm, run.x, latent)
         warm, foreign = _of_this(self.warm, self._outcome.problem)
         batched, options = problem.batched, problem.options
-        patched, put_back = needs_probe(run.model, run.extra_args["model_options"]), batched.remembered()
+        put_back = batched.remembered() if needs_probe(run.model, run.extra_args["model_options"]) else None
         run.live.starting()
         run.live.begin(known.seconds.get(1))
         try:
@@ -333,7 +333,7 @@ class _Run:
                 raise Unfit("the model returned NaN or infinity") from error
             raise
         except (RuntimeError, TypeError) as error:
-            if is_oom(error) or not patched:
+            if is_oom(error) or put_back is None:
                 raise
             put_back()
             # a patch may keep what has the size of the call before; the plain sampler shows whether it is at fault

@@ -53,6 +53,9 @@ def place(u: Tensor, count: int, early: bool = False) -> list[int]:
     of the worst twentieth over gaps that rise by 0.2. Where the schedule's own first rows lie that far apart (flow)
     nothing is gained by it: 2 dB of the mean lost.
 
+    Rows found by coordinate descent on 24 seeds of Karras-50 (7 rows: 35.8 instead of 34.3 dB there) are 1.1 dB better
+    on 32 others, with a worst picture 4 dB lower; for 12 rows of DDIM-50 the same gains nothing.
+
     ``early`` is for the front of windows above 2: up to 9 rows rise from 0.5 by 0.12 where the first gap has three
     rows or more inside. Over 24 to 88 seeds at window 4, 30 rows, that costs 1 to 2 dB of the mean and lifts the worst
     picture: DDIM-50 36.9 to 39.7, Karras-50 36.3 to 39.4, DDIM-100 34.8 to 38.2, CFG 7.5 27.5 to 33.4 dB (2M-50 stays
