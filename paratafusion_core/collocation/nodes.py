@@ -32,8 +32,8 @@ from .grid import interpolation, noise_at, slopes
 #: higher, worst pictures better and worse (24 and 16 seeds). With exact states at its nodes a run of 8 rows would be
 #: 15 dB nearer, but D beyond the last node is foretold only 1 to 2 dB better by a regression for each frequency.
 #: Interpolating D less a share of the Gaussian slope times the state, which a linear model would make smooth, is no
-#: better either: shares of 0.25, 0.5 and 1 cost 0.1 to 1.9, 1 to 4 and 4 to 9 dB, -0.15 changes -0.3 to 0.2, and -0.3 or
-#: -0.5 above noise 3 alone cost 0.2 to 8 (Karras-50, DDIM-50 and 2M-50 with 7 to 12 rows, 32 seeds).
+#: better either: shares of 0.25, 0.5 and 1 cost 0.1 to 1.9, 1 to 4 and 4 to 9 dB, -0.15 changes -0.3 to 0.2, and -0.3
+#: or -0.5 above noise 3 alone cost 0.2 to 8 (Karras-50, DDIM-50 and 2M-50 with 7 to 12 rows, 32 seeds).
 SLOPE = 0.5
 #: Where each step adds noise, D beyond the last node follows so much of the line through the last two: their difference
 #: is half noise. Of 0, 0.3, 0.6 and 1 (64 seeds of DDPM-50, 25 and Karras-30 and of 2M SDE, a third of the rows left
