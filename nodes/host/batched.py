@@ -110,6 +110,7 @@ class BatchedModel:
     Attributes:
         calls: model calls made so far. largest: most noise levels in one of them.
         output: ``[W, B, ...]`` the denoised pictures of the last call, for previews and for a look at what went wrong.
+        failure: what the model has raised, if it has.
     """
 
     def __init__(
@@ -128,6 +129,7 @@ class BatchedModel:
         self._most: int | None = None  # rows that a call may hold, once memory has run out
         self.calls = self.largest = 0
         self.output: Tensor | None = None
+        self.failure: Exception | None = None
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
         """``D [W, B, ...]`` of ``x`` ``[W, B, ...]`` at ``sigma`` ``[W]``.
@@ -146,10 +148,14 @@ class BatchedModel:
         self._evaluate(x, sigma, out, uncond)
         return out, uncond
 
+    @property
+    def patches(self) -> tuple[Any, ...]:
+        """What holds the patches of this run."""
+        return self._args["model_options"], getattr(self._guider, "model_options", {})
+
     def remembered(self) -> Callable[[], None]:
         """What the patches keep now; the returned function puts it back, and begins ControlNets of other packs anew."""
-        options = self._args["model_options"]
-        put_back = remembered(options, getattr(self._guider, "model_options", {}))
+        put_back = remembered(*self.patches)
         conds = [cond for conds in cond_lists(self._guider).values() for cond in conds]
         theirs = [c for c in conds if any(type(own).__module__ != "comfy.controlnet" for own in controls_of(c))]
 
@@ -200,8 +206,11 @@ class BatchedModel:
             out[rows] = self._call(part, level, options).to(out.dtype)
             if uncond is not None:
                 uncond[rows] = taken[-1].reshape(part.shape).to(out.dtype)
+        except comfy.model_management.InterruptProcessingException:
+            raise
         except Exception as error:
             if len(rows) == 1 or not is_oom(error):
+                self.failure = error
                 raise
             return False
         self.calls, self.largest = self.calls + 1, max(self.largest, len(rows))

@@ -59,7 +59,7 @@ class Captured:
         keep_uncond: the sampler asks for the unconditional picture even at cfg 1.
         shown: the evaluation whose denoised picture the sampler shows last.
         ends_elsewhere: that picture is known, and is not the final state.
-        drawn: puts the generators of random numbers where the sampler would have left them.
+        drawn: puts torch's generators where the sampler would have left them.
         handed_on: what the sampler passes to the model's patches in each call, by name.
     """
 
@@ -236,7 +236,7 @@ def capture(
         Exception: memory has run out.
     """
     check_name(function)
-    recipe = Recipe(function, settings, model, extra_args, limit=8 * len(sigmas) + 64)
+    recipe = Recipe(function, settings, model, extra_args, 8 * len(sigmas) + 64, x)
     try:
         return _capture(recipe, x, sigmas)
     except (CaptureError, comfy.model_management.InterruptProcessingException):

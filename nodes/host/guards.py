@@ -116,7 +116,7 @@ def _cond_trouble(guider: Any, batch: int) -> str | None:
                 if getattr(getattr(hook, "hook_keyframe", None), "keyframes", None):
                     return "hooks with keyframes change the weights with the noise level"
             for control in controls_of(cond):
-                if len(getattr(getattr(control, "timestep_keyframes", None), "keyframes", ())) > 1:
+                if len(getattr(getattr(control, "timestep_keyframes", None), "keyframes", None) or ()) > 1:
                     return "a ControlNet's keyframes advance with the steps"
                 hint = getattr(control, "cond_hint_original", None)
                 count = hint.shape[0] if torch.is_tensor(hint) and hint.ndim >= 3 else 1
@@ -163,6 +163,13 @@ def needs_probe(model: Any, options: dict[str, Any]) -> bool:
         k in cond for conds in cond_lists(guider).values() for cond in conds for k in ("hooks", "control", "gligen")
     )
     return not plain_network or extras or _patched(guider, options)
+
+
+def has_readers(model: Any, options: dict[str, Any]) -> bool:
+    """Whether something beside the host's own network may read what a sampler adds to the transformer's options."""
+    inside = type(getattr(model.inner_model.inner_model, "diffusion_model", None)).__module__
+    own = inside.startswith("comfy.ldm.") or inside.startswith(f"{__package__}.")
+    return not own or _patched(model.inner_model, options)
 
 
 def _patched(guider: Any, options: dict[str, Any]) -> bool:
@@ -350,8 +357,10 @@ def probe(denoise: Callable[[Tensor, Tensor], Tensor], x: Tensor, sigmas: Tensor
     nearby = x_late + 0.08 * x_late.roll(1, -1)
     ring = {first: denoise(*pair(first)), late: denoise(x_late, at)}
     soon = denoise(nearby, at)
-    ring |= {place: denoise(*pair(place)) for place in others}
+    distant, *others = others
+    ring[distant] = denoise(*pair(distant))
     later = denoise(nearby, at)
+    ring |= {place: denoise(*pair(place)) for place in others}
     if not all(bool(D.isfinite().all()) for D in (*ring.values(), soon, later)):
         raise NotFinite("the model returned NaN or infinity in the probe; finite values are allowed")
     if _differ(soon, later):

@@ -111,7 +111,16 @@ def _options(settings: Settings, model: Any, captured: Captured, refusal: str | 
     sampling = model.inner_model.inner_model.model_sampling
     flow = isinstance(sampling, comfy.model_sampling.CONST) and float(captured.sigmas.max()) <= 1.0
     rms = getattr(sampling, "data_rms", None) or getattr(sampling, "sigma_data", None) or 1.0
-    scales = [getattr(model.inner_model, name, None) for name in ("cfg", "cfg1", "cfg2")]  # of two prompts, too
-    # a guider of another pack may keep one for each step
-    cfg = max((float(scale) for scale in scales if isinstance(scale, (int, float))), default=None)
+    scales = [
+        _number(getattr(model.inner_model, name, None)) for name in ("cfg", "cfg1", "cfg2")
+    ]  # of two prompts, too
+    cfg = max((scale for scale in scales if scale is not None), default=None)
     return settings.options(flow, float(rms), refusal=refusal, cfg=cfg)
+
+
+def _number(scale: Any) -> float | None:
+    """A guidance scale; None where a guider of another pack keeps something else, as one for each step."""
+    try:
+        return None if scale is None else float(scale)
+    except (TypeError, ValueError, RuntimeError):
+        return None

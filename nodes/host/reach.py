@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections import deque
+from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
-from types import ModuleType
+from functools import partial
+from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
 import torch
@@ -15,6 +16,13 @@ from comfy.model_patcher import ModelPatcher
 #: How deep is searched, among how many values, and which keep nothing that counts.
 _DEPTH, _MOST = 6, 2000
 _PLAIN = (torch.Tensor, torch.nn.Module, ModelPatcher, type, ModuleType, str, int, float, type(None))
+_DICTS = (dict, OrderedDict, defaultdict)
+_LISTS = (list, deque)
+#: Packages whose objects are left alone: what they keep belongs to other threads, or to the host.
+_OTHERS = frozenset(
+    {"_io", "_queue", "_thread", "aiohttp", "app", "asyncio", "comfy", "comfy_api", "comfy_execution", "concurrent"}
+    | {"execution", "io", "logging", "multiprocessing", "numpy", "queue", "server", "socket", "threading", "torch"}
+)
 
 
 def closure(function: Any) -> dict[str, Any]:
@@ -27,7 +35,7 @@ def reachable(*holders: Any) -> Iterator[Any]:
     waiting, seen = deque((holder, 0) for holder in holders), set[int]()
     while waiting and len(seen) < _MOST:
         value, depth = waiting.popleft()
-        if isinstance(value, _PLAIN) or id(value) in seen:
+        if id(value) in seen or _is_plain(value):
             continue
         seen.add(id(value))
         yield value
@@ -36,45 +44,72 @@ def reachable(*holders: Any) -> Iterator[Any]:
 
 
 def remembered(*holders: Any) -> Callable[[], None]:
-    """What ``holders`` keep now; the returned function puts it back. Tensors are not copied."""
+    """What ``holders`` keep now; the returned function puts it back.
+
+    Tensors are not copied. Truth values stay as they are: what they say was done, such as a change of the model, is not
+    undone either.
+    """
     found = list(reachable(*holders))
-    kept = [(value, copy.copy(value)) for value in found if type(value) in (dict, list, set)]
+    dicts = [(value, dict(value)) for value in found if type(value) in _DICTS]
+    lists = [(value, copy.copy(value)) for value in found if type(value) in _LISTS]
     cells = [(cell, cell.cell_contents) for value in found for _, cell in _cells(value)]
 
     def put_back() -> None:
         for cell, content in cells:
-            cell.cell_contents = content
-        for value, before in kept:
-            if _same(value, before):
-                continue
-            if isinstance(value, list):
-                value[:] = before
-            else:
+            if not isinstance(content, bool):
+                cell.cell_contents = content
+        for value, before in dicts:
+            _restore(value, before)
+        for value, before in lists:
+            if len(value) != len(before) or any(a is not b for a, b in zip(value, before, strict=True)):
                 value.clear()
-                value.update(before)
+                value.extend(before)
 
     return put_back
 
 
-def _same(value: Any, before: Any) -> bool:
-    """Whether a container holds the very same things."""
-    if isinstance(value, dict):
-        return value.keys() == before.keys() and all(value[key] is before[key] for key in before)
-    return len(value) == len(before) and all(a is b for a, b in zip(value, before, strict=True))
+def _restore(value: dict[Any, Any], before: dict[Any, Any]) -> None:
+    """Key by key, as other threads may look at it meanwhile."""
+    for key in [key for key in list(value) if key not in before]:
+        if not isinstance(value.get(key), bool):
+            value.pop(key, None)
+    for key, old in before.items():
+        if value.get(key) is not old and not isinstance(old, bool):
+            value[key] = old
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether it keeps nothing that counts; objects of other packs may fail in any way when they are looked at."""
+    try:
+        return isinstance(value, _PLAIN)
+    except Exception:
+        return True
 
 
 def _inside(value: Any) -> Iterable[Any]:
-    if isinstance(value, dict):
-        return value.values()
-    if isinstance(value, (list, tuple, set)):
-        return value
-    names = ("__defaults__", "__kwdefaults__", "__self__", "__func__", "func", "args", "keywords", "__dict__")
-    return [*closure(value).values(), *(getattr(value, name, None) for name in names)]
+    kind = type(value)
+    if kind in _DICTS:
+        return [*value.values()]
+    if kind in (*_LISTS, tuple, set):
+        return [*value]
+    if kind is FunctionType:
+        return [*closure(value).values(), value.__defaults__, value.__kwdefaults__, value.__dict__]
+    if kind is MethodType:
+        return [value.__self__, value.__func__]
+    if kind is partial:
+        return [value.func, value.args, value.keywords]
+    if kind.__module__.split(".")[0] in _OTHERS:
+        return []
+    try:
+        return [object.__getattribute__(value, "__dict__")]
+    except Exception:
+        return []
 
 
 def _cells(function: Any) -> Iterator[tuple[str, Any]]:
-    code, cells = getattr(function, "__code__", None), getattr(function, "__closure__", None)
-    for name, cell in zip(getattr(code, "co_freevars", ()), cells or (), strict=False):
+    if type(function) is not FunctionType:
+        return
+    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
         try:
             cell.cell_contents  # noqa: B018
         except ValueError:  # an empty cell

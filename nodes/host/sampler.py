@@ -18,7 +18,7 @@ from ...paratafusion_core.errors import NotFinite
 from .batched import BatchedModel, is_oom
 from .capture import CaptureError, check_name
 from .choice import Leap, Look, NothingWins, plain_if_best
-from .guards import known_reason, needs_probe, parts_of, probe, probed
+from .guards import has_readers, known_reason, needs_probe, parts_of, probe, probed
 from .latency import KNOWN, Known
 from .live import Live
 from .notify import current_place
@@ -84,16 +84,17 @@ def _probe(known: Known, batched: BatchedModel, x: Tensor, sigmas: Tensor, whole
         share = float(together[0] / sigmas[0]) if sigmas[0] > 0 else 1.0
         put_back = batched.remembered()
         try:
-            with same_random_numbers(x):
+            with same_random_numbers(x, *batched.patches):
                 known.trouble = probe(batched, x * share if share < 1 else x, together)
         except comfy.model_management.InterruptProcessingException:
             raise
         except NotFinite:  # the solver will meet it, too; nothing is known
             return probed(together)
         except Exception as error:  # a model may refuse in any way; the plain sampler shows whether it is at fault
+            put_back()
             words = f"{type(error).__name__}: {error}"
             raise Unfit(f"the model does not take several noise levels at once ({words})") from None
-        finally:
+        if known.trouble is not None:
             put_back()
         if batched.largest < 2:
             raise Unfit("two noise levels at once do not fit into memory")
@@ -274,10 +275,9 @@ class _Run:
         except CaptureError as error:
             raise Unfit(f"the sampler cannot be made parallel: {error}") from None
         probing, spent = time.perf_counter(), 0
-        patched = needs_probe(model, options)
-        if patched and problem.captured.handed_on:  # nobody else reads it
+        if problem.captured.handed_on and has_readers(model, options):
             raise Unfit(f"the sampler passes {problem.captured.handed_on[0]!r} to the model's patches in every step")
-        if problem.several and patched:
+        if problem.several and needs_probe(model, options):
             spent = _probe(known, problem.batched, x, problem.captured.sigmas, whole)
         probing = time.perf_counter() - probing
         solution = self._solved(run, problem, known)
@@ -328,14 +328,13 @@ class _Run:
                     keep_trajectory=self._outcome.want_trajectory,
                     machine=known.machine(batched.most(problem.system.S)) if options.solver == "auto" else None,
                 )
-        except ValueError as error:
-            if batched.output is not None and not batched.output.isfinite().all():
+        except Exception as error:
+            if put_back is not None:
+                put_back()
+            if isinstance(error, ValueError) and batched.output is not None and not batched.output.isfinite().all():
                 raise Unfit("the model returned NaN or infinity") from error
-            raise
-        except (RuntimeError, TypeError) as error:
-            if is_oom(error) or put_back is None:
+            if put_back is None or error is not batched.failure or is_oom(error):
                 raise
-            put_back()
             # a patch may keep what has the size of the call before; the plain sampler shows whether it is at fault
             known.trouble = f"the model does not take calls of different sizes ({type(error).__name__}: {error})"
             raise Unfit(known.trouble) from None

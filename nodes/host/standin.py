@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import comfy.model_management
+import comfy.model_patcher
 import torch
 from torch import Tensor
 
-from .randomness import random_numbers, same_random_numbers
+from .randomness import moved, same_random_numbers, states
+from .reach import remembered
 
 SamplerFunction = Callable[..., Tensor]
 #: ``(evaluation, x) -> (D, u)``, what the stand-in answers.
@@ -61,7 +63,7 @@ class _StandIn:
         reads_uncond, keep_uncond: the sampler has post-CFG functions of its own; and asks for u even at cfg 1.
         shown: the denoised picture that the sampler showed last.
         handed_on: keys of its own in the transformer's options.
-        drawn: once the run is over, puts the generators of random numbers where it has left them.
+        drawn: once the run is over, puts torch's generators where it has left them.
     """
 
     def __init__(self, real: Any, extra_args: dict[str, Any], answer: Answer, limit: int, keep: bool = False) -> None:
@@ -111,7 +113,7 @@ class _StandIn:
         """Run the post-CFG functions that the sampler itself has set."""
         given = self._given.get(_OPTIONS) or {}
         free = {_POST_CFG, _NO_CFG1, _TRANSFORMER}
-        changed = sorted(k for k in {*options, *given} - free if options.get(k) is not given.get(k))
+        changed = sorted(k for k in {*options, *given} - free if _differ(options.get(k), given.get(k)))
         changed += self._changed(options.get(_TRANSFORMER) or {}, given.get(_TRANSFORMER) or {})
         if changed:
             raise CaptureError(f"it changes {changed[0]!r} of the model's options")
@@ -126,10 +128,19 @@ class _StandIn:
 
         Others of its own are ``handed_on``: only a patch that knows them reads them.
         """
-        others = [k for k in {*options, *given} - {_LEVELS_OF_THE_RUN} if options.get(k) is not given.get(k)]
+        others = [k for k in {*options, *given} - {_LEVELS_OF_THE_RUN} if _differ(options.get(k), given.get(k))]
         found = {str(k) for k in others if k in given or _has_functions(options[k])}
         self.handed_on |= {*map(str, others)} - found
         return sorted(found)
+
+
+def _differ(value: Any, given: Any) -> bool:
+    """Whether a value is another than the one given, of which containers were copied."""
+    if isinstance(value, dict) and isinstance(given, dict):
+        return value.keys() != given.keys() or any(_differ(value[key], given[key]) for key in given)
+    if isinstance(value, list) and isinstance(given, list):
+        return len(value) != len(given) or any(map(_differ, value, given))
+    return value is not given
 
 
 def _has_functions(value: Any, inside: bool = False) -> bool:
@@ -148,22 +159,27 @@ class Recipe:
     real: Any
     extra_args: dict[str, Any]
     limit: int
+    start: Tensor
 
     def drive(self, x: Tensor, sigmas: Tensor, answer: Answer, keep: bool = False) -> tuple[_StandIn, Tensor]:
-        """Run the sampler from ``x`` with the stand-in; returns it and the result. It may write into ``sigmas``."""
-        # copies: samplers of the CFG++ family write their options into the dictionary they are given, others deeper
+        """Run the sampler from ``x`` with the stand-in; returns it and the result. It may write into ``sigmas``.
+
+        What it draws and keeps is put back.
+        """
         options = {k: v for k, v in self.extra_args.get(_OPTIONS, {}).items() if k not in (_POST_CFG, _NO_CFG1)}
         model = _StandIn(self.real, dict(self.extra_args, model_options=options), answer, self.limit, keep)
-        theirs = dict(options)
-        if _TRANSFORMER in options:
-            theirs[_TRANSFORMER] = dict(options[_TRANSFORMER])
-        args = dict(self.extra_args, model_options=theirs)
+        # a copy: samplers of the CFG++ family write their options into the dictionary they are given, others deeper
+        args = dict(self.extra_args, model_options=comfy.model_patcher.create_model_options_clone(options))
         holders = self.function, self.settings
-        with same_random_numbers(x, *holders), torch.no_grad():
-            result = self.function(
-                model, x.clone(), sigmas, extra_args=args, callback=model.show, disable=True, **self.settings
-            )
-            model.drawn = random_numbers(x, *holders)
+        put_back, before = remembered(*holders), states(self.start, *holders)
+        try:
+            with same_random_numbers(self.start, *holders), torch.no_grad():
+                result = self.function(
+                    model, x.clone(), sigmas, extra_args=args, callback=model.show, disable=True, **self.settings
+                )
+                model.drawn = moved(before, self.start, *holders)
+        finally:
+            put_back()
         for state in (*model.states, result):
             if state.shape != x.shape:
                 raise CaptureError(f"it changes the latent's shape from {list(x.shape)} to {list(state.shape)}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -186,7 +187,7 @@ def test_generators_of_a_samplers_own_are_put_back(eps_model, spoiled):
 
 
 def drawing(model: Any, x: Tensor, sigma: Tensor, i: int, args: dict[str, Any]) -> Tensor:
-    return model(x, sigma, **args) + 0.1 * torch.randn_like(x) * random.random() * np.random.rand()
+    return model(x, sigma, **args) + 0.1 * torch.randn_like(x) * (1 + random.random() + np.random.rand())
 
 
 @pytest.mark.parametrize("settings", [EXACT, Settings(solver="sequential")], ids=["parallel", "sequential"])
@@ -198,7 +199,7 @@ def test_nodes_that_draw_without_a_seed_draw_the_same_behind_it(eps_model, setti
         random.seed(1)
         given = {"positive": conditioning(1), "negative": conditioning(2), "latent_image": latent(eps_model)}
         pictures.append(sample(eps_model, wrap(euler(drawing)), sigmas_of(eps_model, "euler", 6), **given))
-        drawn.append((torch.rand(3).tolist(), np.random.rand(), random.random()))
+        drawn.append(torch.rand(3).tolist())
     assert drawn[0] == drawn[1]
     assert relative(pictures[1], pictures[0]) < CLOSE
 
@@ -265,6 +266,84 @@ def test_what_a_patch_remembers_is_put_back_behind_the_probe(eps_model, fresh, m
 @pytest.fixture
 def unet():
     return load("sd15")
+
+
+class Strange(dict):
+    """Fails when it is asked for what it has not."""
+
+    def __getattr__(self, name: str) -> Any:
+        return self[name]
+
+
+def test_what_patches_and_samplers_keep_may_be_strange(eps_model, fresh):
+    options, ready = Strange(scale=0.99), threading.Event()
+
+    def patch(given: dict[str, Any]) -> Tensor:
+        ready.set()
+        assert ready.wait(2)
+        return given["denoised"] * options["scale"]
+
+    patched = eps_model.clone()
+    patched.set_model_sampler_post_cfg_function(patch)
+
+    def step(model: Any, x: Tensor, sigma: Tensor, i: int, args: dict[str, Any]) -> Tensor:
+        return model(x, sigma, **args) * options["scale"]
+
+    reference, result, report = draws(patched, lambda: euler(step))
+    assert report.fallback is None and ready.is_set()
+    assert relative(result, reference) < CLOSE
+
+
+@pytest.mark.parametrize("kind", [AssertionError, IndexError, KeyError, ValueError])
+def test_a_patch_that_takes_no_large_batch(eps_model, fresh, kind):
+    """The probe's calls have two rows."""
+
+    def patch(given: dict[str, Any]) -> Tensor:
+        if given["denoised"].shape[0] > 4:
+            raise kind("too many")
+        return given["denoised"] * 0.99
+
+    patched = eps_model.clone()
+    patched.set_model_sampler_post_cfg_function(patch)
+    for _ in range(2):
+        reference, result, report = draws(patched, lambda: comfy.samplers.sampler_object("euler"))
+        assert "does not take calls of different sizes" in report.fallback
+        assert torch.equal(result, reference)
+
+
+@pytest.mark.parametrize("mirrored_too", [False, True], ids=["parallel", "falls back"])
+def test_a_samplers_own_list_is_not_used_up(eps_model, mirrored_too):
+    def make() -> Any:
+        noises = [torch.full((1,), 0.1 * i) for i in range(8)]
+
+        def step(model: Any, x: Tensor, sigma: Tensor, i: int, args: dict[str, Any]) -> Tensor:
+            D = model(x, sigma, **args)
+            return (D.flip(-1) if mirrored_too else D) + noises.pop().to(x)
+
+        return euler(step)
+
+    reference, result, report = draws(eps_model, make)
+    assert (report.fallback is None) != mirrored_too
+    assert relative(result, reference) < CLOSE
+
+
+def nesting(model: Any, x: Tensor, sigma: Tensor, i: int, args: dict[str, Any]) -> Tensor:
+    args["model_options"]["transformer_options"]["kept"]["step"] = i
+    return model(x, sigma, **args)
+
+
+def test_what_a_sampler_writes_deeper_into_the_options_is_seen(eps_model):
+    patched = eps_model.clone()
+    kept = patched.model_options["transformer_options"]["kept"] = {"step": None}
+
+    def patch(given: dict[str, Any]) -> Tensor:
+        step = given["model_options"]["transformer_options"]["kept"]["step"] or 0
+        return given["denoised"] * (1 + 0.1 * step)
+
+    patched.set_model_sampler_post_cfg_function(patch)
+    reference, result, report = draws(patched, lambda: euler(nesting))
+    assert "changes 'kept' of the model's options" in report.fallback
+    assert torch.equal(result, reference) and kept["step"] is None
 
 
 def test_keyframes_of_another_packs_controlnet_are_refused(unet):
