@@ -12,8 +12,7 @@ from torch import Tensor
 from ...paratafusion_core import Options, System
 from ...paratafusion_core.collocation import refusal
 from .batched import BatchedModel
-from .capture import Captured, capture
-from .plain import name_of
+from .capture import Captured
 from .settings import Settings
 from .uncond import FoldedModel, NumberedModel, by_level, distinct, fold_uncond
 
@@ -67,23 +66,19 @@ class LastStep:
         return result
 
 
-def read_off(
-    function: Callable[..., Tensor],
-    extra: dict[str, Any],
-    settings: Settings,
-    model: Any,
-    x: Tensor,
-    sigmas: Tensor,
-    extra_args: dict[str, Any],
+def problem_of(
+    captured: Captured, name: str, settings: Settings, model: Any, x: Tensor, sigmas: Tensor, extra_args: dict[str, Any]
 ) -> Problem:
-    """The problem of ``function``, a sampler function with its ``extra`` options, called with the rest.
+    """What a run that was ``captured`` comes to.
+
+    Args:
+        name: of the sampler. model, x, sigmas, extra_args: what it was called with.
 
     Raises:
-        CaptureError: it has no equations that the engine could solve.
+        CaptureError: it cannot be stepped with one output a row.
     """
-    captured = capture(function, extra, model, x, sigmas, extra_args)
     batched = BatchedModel(model, extra_args, x.shape[0], captured.keep_uncond)
-    system, denoise = _system(captured, batched, name_of(function), len(sigmas) - 1)
+    system, denoise = _system(captured, batched, name, len(sigmas) - 1)
     why: str | None
     if captured.U is not None:
         why = "the sampler reads the unconditional picture"

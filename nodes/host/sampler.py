@@ -16,14 +16,14 @@ from tqdm import tqdm
 from ...paratafusion_core import Progress, Report, Solution, Trajectory, solve
 from ...paratafusion_core.errors import NotFinite
 from .batched import BatchedModel, is_oom
-from .capture import CaptureError, check_name
+from .capture import CaptureError, capture, check_name
 from .choice import Leap, Look, NothingWins, plain_if_best
 from .guards import has_readers, known_reason, needs_probe, parts_of, probe, probed
 from .latency import KNOWN, Known
 from .live import Live
 from .notify import current_place
 from .plain import Unwrapped, close, counted, fallback, name_of, sequential_report
-from .problem import Problem, read_off
+from .problem import Problem, problem_of
 from .randomness import random_numbers, same_random_numbers
 from .settings import Outcome, Settings
 
@@ -271,14 +271,15 @@ class _Run:
             if self._settings.plans and self.warm is None and not self._outcome.want_trajectory:
                 doubted = needs_probe(model, options) and whole not in known.passed
                 planned = plain_if_best(known, name_of(self.function), run.steps, self._settings, doubted)
-            problem = read_off(self.function, self.extra, self._settings, model, x, sigmas, run.extra_args)
+            captured = capture(self.function, self.extra, model, x, sigmas, run.extra_args)
+            problem = problem_of(captured, whole[0], self._settings, model, x, sigmas, run.extra_args)
         except CaptureError as error:
             raise Unfit(f"the sampler cannot be made parallel: {error}") from None
         probing, spent = time.perf_counter(), 0
-        if problem.captured.handed_on and has_readers(model, options):
-            raise Unfit(f"the sampler passes {problem.captured.handed_on[0]!r} to the model's patches in every step")
+        if captured.handed_on and has_readers(model, options):
+            raise Unfit(f"the sampler passes {captured.handed_on[0]!r} to the model's patches in every step")
         if problem.several and needs_probe(model, options):
-            spent = _probe(known, problem.batched, x, problem.captured.sigmas, whole)
+            spent = _probe(known, problem.batched, x, captured.sigmas, whole)
         probing = time.perf_counter() - probing
         solution = self._solved(run, problem, known)
         report = solution.report
@@ -289,8 +290,8 @@ class _Run:
         if planned is not None:
             known.learn_outcome(planned, report, report.seconds - probing)
         self._outcome.report = report
-        sigmas.copy_(problem.captured.schedule)
-        problem.captured.drawn()  # nodes that draw without a seed go on as behind the plain sampler
+        sigmas.copy_(captured.schedule)
+        captured.drawn()  # nodes that draw without a seed go on as behind the plain sampler
         return solution.x
 
     @staticmethod
