@@ -357,7 +357,7 @@ def probe(denoise: Callable[[Tensor, Tensor], Tensor], x: Tensor, sigmas: Tensor
     nearby = x_late + 0.08 * x_late.roll(1, -1)
     ring = {first: denoise(*pair(first)), late: denoise(x_late, at)}
     soon = denoise(nearby, at)
-    distant, *others = others
+    *others, distant = others  # the last level together with the first
     ring[distant] = denoise(*pair(distant))
     later = denoise(nearby, at)
     ring |= {place: denoise(*pair(place)) for place in others}
