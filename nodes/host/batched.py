@@ -110,7 +110,7 @@ class BatchedModel:
     Attributes:
         calls: model calls made so far. largest: most noise levels in one of them.
         output: ``[W, B, ...]`` the denoised pictures of the last call, for previews and for a look at what went wrong.
-        failure: what the model has raised, if it has.
+        failed: whether the model has raised an error; the error itself would keep the call's tensors.
     """
 
     def __init__(
@@ -129,7 +129,7 @@ class BatchedModel:
         self._most: int | None = None  # rows that a call may hold, once memory has run out
         self.calls = self.largest = 0
         self.output: Tensor | None = None
-        self.failure: Exception | None = None
+        self.failed = False
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
         """``D [W, B, ...]`` of ``x`` ``[W, B, ...]`` at ``sigma`` ``[W]``.
@@ -210,7 +210,7 @@ class BatchedModel:
             raise
         except Exception as error:
             if len(rows) == 1 or not is_oom(error):
-                self.failure = error
+                self.failed = True
                 raise
             return False
         self.calls, self.largest = self.calls + 1, max(self.largest, len(rows))

@@ -156,9 +156,8 @@ def needs_probe(model: Any, options: dict[str, Any]) -> bool:
     """
     guider = model.inner_model
     network = guider.inner_model
-    inside = type(getattr(network, "diffusion_model", None)).__module__
     plain_network = type(network).__module__ == "comfy.model_base" and type(network).__name__ in _ONE_BY_ONE
-    plain_network &= inside.startswith("comfy.ldm.") or inside.startswith(f"{__package__}.")
+    plain_network &= _is_hosts(network)
     extras = any(
         k in cond for conds in cond_lists(guider).values() for cond in conds for k in ("hooks", "control", "gligen")
     )
@@ -167,9 +166,14 @@ def needs_probe(model: Any, options: dict[str, Any]) -> bool:
 
 def has_readers(model: Any, options: dict[str, Any]) -> bool:
     """Whether something beside the host's own network may read what a sampler adds to the transformer's options."""
-    inside = type(getattr(model.inner_model.inner_model, "diffusion_model", None)).__module__
-    own = inside.startswith("comfy.ldm.") or inside.startswith(f"{__package__}.")
-    return not own or _patched(model.inner_model, options)
+    guider = model.inner_model
+    return not _is_hosts(guider.inner_model) or _patched(guider, options)
+
+
+def _is_hosts(network: Any) -> bool:
+    """Whether what it evaluates is a network of the host's, or the pack's own."""
+    inside = type(getattr(network, "diffusion_model", None)).__module__
+    return inside.startswith(("comfy.ldm.", f"{__package__}."))
 
 
 def _patched(guider: Any, options: dict[str, Any]) -> bool:

@@ -52,13 +52,13 @@ def moved(since: States, x: Tensor, *holders: Any) -> PutBack:
 
 
 @contextmanager
-def same_random_numbers(x: Tensor, *holders: Any) -> Iterator[None]:
-    """Leave all generators as they were, so that the sampler draws what it would have drawn."""
-    put_back, python, legacy = random_numbers(x, *holders), random.getstate(), np.random.get_state()
+def same_random_numbers(x: Tensor, *holders: Any) -> Iterator[States]:
+    """Leave all generators as they were, so that the sampler draws what it would have drawn; gives torch's states."""
+    before, python, legacy = states(x, *holders), random.getstate(), np.random.get_state()
     try:
-        yield
+        yield before
     finally:
-        put_back()
+        _set(before)
         random.setstate(python)
         np.random.set_state(legacy)
 

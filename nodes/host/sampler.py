@@ -89,12 +89,13 @@ def _probe(known: Known, batched: BatchedModel, x: Tensor, sigmas: Tensor, whole
         except comfy.model_management.InterruptProcessingException:
             raise
         except NotFinite:  # the solver will meet it, too; nothing is known
+            put_back()
             return probed(together)
         except Exception as error:  # a model may refuse in any way; the plain sampler shows whether it is at fault
             put_back()
             words = f"{type(error).__name__}: {error}"
             raise Unfit(f"the model does not take several noise levels at once ({words})") from None
-        if known.trouble is not None:
+        if known.trouble is not None or batched.largest < 2:
             put_back()
         if batched.largest < 2:
             raise Unfit("two noise levels at once do not fit into memory")
@@ -334,7 +335,7 @@ class _Run:
                 put_back()
             if isinstance(error, ValueError) and batched.output is not None and not batched.output.isfinite().all():
                 raise Unfit("the model returned NaN or infinity") from error
-            if put_back is None or error is not batched.failure or is_oom(error):
+            if put_back is None or not batched.failed or is_oom(error):
                 raise
             # a patch may keep what has the size of the call before; the plain sampler shows whether it is at fault
             known.trouble = f"the model does not take calls of different sizes ({type(error).__name__}: {error})"

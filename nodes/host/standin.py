@@ -12,7 +12,7 @@ import comfy.model_patcher
 import torch
 from torch import Tensor
 
-from .randomness import moved, same_random_numbers, states
+from .randomness import moved, same_random_numbers
 from .reach import remembered
 
 SamplerFunction = Callable[..., Tensor]
@@ -171,9 +171,9 @@ class Recipe:
         # a copy: samplers of the CFG++ family write their options into the dictionary they are given, others deeper
         args = dict(self.extra_args, model_options=comfy.model_patcher.create_model_options_clone(options))
         holders = self.function, self.settings
-        put_back, before = remembered(*holders), states(self.start, *holders)
+        put_back = remembered(*holders)
         try:
-            with same_random_numbers(self.start, *holders), torch.no_grad():
+            with same_random_numbers(self.start, *holders) as before, torch.no_grad():
                 result = self.function(
                     model, x.clone(), sigmas, extra_args=args, callback=model.show, disable=True, **self.settings
                 )

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 import random
 import threading
+import weakref
 from collections.abc import Callable
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import comfy.model_management
 import comfy.model_patcher
 import comfy.samplers
 import numpy as np
@@ -309,6 +312,34 @@ def test_a_patch_that_takes_no_large_batch(eps_model, fresh, kind):
         reference, result, report = draws(patched, lambda: comfy.samplers.sampler_object("euler"))
         assert "does not take calls of different sizes" in report.fallback
         assert torch.equal(result, reference)
+
+
+def test_memory_that_runs_out_leaves_nothing_of_the_failed_call(eps_model, fresh):
+    """Its tensors are freed at once: the plain sampler needs the room."""
+    notes: Any = ModuleType("notes")  # where nothing is put back
+    notes.kept, notes.sizes = [], []
+
+    def full(given: dict[str, Any]) -> Tensor:
+        """Room for the probe's two rows, then for none until a single one has failed."""
+        D = given["denoised"]
+        notes.sizes.append(D.shape[0])
+        if max(notes.sizes) > 2 and notes.sizes.count(1) <= 1:
+            notes.kept.append(weakref.ref(D))
+            raise comfy.model_management.OOM_EXCEPTION("out of memory")
+        assert all(one() is None for one in notes.kept)
+        return D
+
+    patched = eps_model.clone()
+    patched.set_model_sampler_post_cfg_function(full)
+    gc.disable()
+    try:
+        outcome = Outcome()
+        asked = {"positive": conditioning(1), "negative": conditioning(2), "latent_image": latent(eps_model)}
+        inner = parallel(comfy.samplers.sampler_object("euler"), EXACT, outcome)
+        sample(patched, inner, sigmas_of(patched, "euler", 8), **asked)
+    finally:
+        gc.enable()
+    assert notes.kept and "memory ran out" in outcome.report.fallback
 
 
 @pytest.mark.parametrize("mirrored_too", [False, True], ids=["parallel", "falls back"])
