@@ -58,7 +58,7 @@ def _question(job: Job) -> tuple[Question, str | None]:
     asks = options.target_db is not None or options.preset in TARGETS
     why = None if not asks else "tolerance 0 is asked for" if options.tolerance == 0 else refusal(system)
     target = (options.target or 0.0) if asks and why is None else None
-    question = Question(K, options.tolerance, target, options.rows, job.warm is not None)
+    question = Question(K, options.tolerance, target, options.rows, job.warm is not None, len(system.breaks))
     if target is not None and collocation_work(question, 1).rows >= WORTH * K:
         question, why = replace(question, target=None), f"it takes as many rows as the run has, {K}"
     return question, why

@@ -62,6 +62,8 @@ _NODES = (1, 2, 4, 6)
 _LEAST_DB = 36.0
 #: Rows that a run towards a target begins with at least: with two, nothing shows where more are wanted.
 _FEWEST = 5
+#: Rows more that it begins with for each break of the system.
+_A_BREAK = 2
 #: (steps), (rows that a run begins with towards 42 dB).
 _BEGUN = ((12, 20, 30, 50, 100), (12, 14, 18, 21, 23))
 #: Rounds that collocation takes at wider windows where two rows are left for each.
@@ -145,7 +147,7 @@ class Question:
         target: dB, where collocation may serve and was asked for, 0 where it is to spend ``rows``; None where it is no
             candidate.
         rows: evaluations that collocation may spend, or begins with towards a target; None for its own choice.
-        warm: the run starts from an earlier one.
+        warm: the run starts from an earlier one. breaks: of the system, how many.
     """
 
     total: int
@@ -153,6 +155,7 @@ class Question:
     target: float | None = None
     rows: int | None = None
     warm: bool = False
+    breaks: int = 0
 
 
 def fit(measured: Mapping[int, float]) -> Latency | None:
@@ -308,7 +311,7 @@ def collocation_work(question: Question, window: int) -> Work:
     if not question.target and question.rows is not None:
         n = question.rows
         return Work(min(n, K), min(n, K)) if window == 1 else Work(collocation_rounds(n, window, K), n)
-    n = target_rows(K, question.target or 0.0, question.rows)
+    n = min(target_rows(K, question.target or 0.0, question.rows) + _A_BREAK * question.breaks, K)
     if window == 1:
         return Work(n, n)
     _, a, b, d = from_window(_SLIDING, window)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -31,6 +32,8 @@ class System:
             rise or repeat: samplers with several evaluations a step do that.
         sampler: name for reports and trajectories.
         steps: the sampler's steps, at least 1, for reports; ``K`` unless given.
+        breaks: rows, ascending and from 1 to K-1, that the model evaluates otherwise than the row before, so that D
+            jumps there: where a prompt or a ControlNet begins or ends. Collocation does not interpolate across them.
 
     Raises:
         ValueError: a type, shape, dtype or value is out of these bounds.
@@ -41,6 +44,7 @@ class System:
     sigmas: Tensor
     sampler: str = "custom"
     steps: int | None = None
+    breaks: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("S", "C", "sigmas"):
@@ -70,7 +74,20 @@ class System:
             )
         if (self.sigmas < 0).any():
             raise ValueError(f"sigmas holds {float(self.sigmas.min())!r}; numbers of at least 0 are allowed")
+        object.__setattr__(self, "breaks", self._checked_breaks(count))
         object.__setattr__(self, "steps", count if self.steps is None else check_count("steps", self.steps))
+
+    def _checked_breaks(self, count: int) -> tuple[int, ...]:
+        allowed = f"whole numbers from 1 to {count - 1}, ascending, are allowed"
+        if not isinstance(self.breaks, (tuple, list)):
+            raise ValueError(f"breaks is {self.breaks!r}; {allowed}")
+        try:
+            breaks = tuple(check_count("breaks", at, 1, count - 1) for at in self.breaks)
+        except ValueError:
+            breaks = None
+        if breaks is None or any(a >= b for a, b in itertools.pairwise(breaks)):
+            raise ValueError(f"breaks is {self.breaks!r}; {allowed}")
+        return breaks
 
     @property
     def evaluations(self) -> int:

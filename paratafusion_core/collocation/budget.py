@@ -6,9 +6,10 @@ from dataclasses import dataclass, replace
 
 from ..options import Options
 from ..plan import collocation_rounds, from_window, target_rows
-from .grid import even, place, place_in_noise, place_surely, subdivide
+from .grid import even, place, place_in_noise, subdivide
 from .impact import Impact, candidates
 from .nodes import Ground, Nodes
+from .pieces import placed, placed_surely
 
 #: Evaluations by window where neither rows nor a target are asked for.
 _ROWS = {1: 16, 2: 19, 3: 25, 4: 30}
@@ -55,11 +56,11 @@ def budget(ground: Ground, options: Options) -> Budget:
     width = K if options.window == "full" else 1 if options.window == "auto" else min(int(options.window), K)
     rows = options.rows
     if options.target is not None:
-        front = place_surely(ground.u, target_rows(K, options.target, rows))
+        front = placed_surely(ground.u, target_rows(K, options.target, rows), ground.breaks)
         return at_window(Budget(front, len(front), len(front), 1, [], open=True), width, 0)
     rows = rows or _ROWS[min(width, 4)]
     if width == 1:
-        front = place_in_noise(ground.u, rows) if ground.noisy else place(ground.u, rows)
+        front = placed(place_in_noise if ground.noisy else place, ground.u, rows, ground.breaks)
         return Budget(front, len(front), len(front), 1, [])
     rounds = collocation_rounds(rows, width, K)
     front = place(ground.u, max(rounds - 1, 2), early=width > 2)
@@ -151,4 +152,5 @@ def _step(ground: Ground, plan: Budget, nodes: Nodes, seen: Impact, rounds: int,
         return last
     if not 0 < repeats <= plan.rows - _FEW:
         return onward
-    return last + even(ground.u[last:], left + 1)[1]
+    ahead = [at - last for at in ground.breaks if at > last + 1]
+    return last + placed(even, ground.u[last:], left + 1, ahead, enough=2)[1]

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from ..devices import send
 from ..plan import from_window
-from .grid import left_out
 from .impact import Impact
 from .nodes import Ground, Nodes
+from .pieces import left_out, split
 
 #: What a node's movement since its evaluation counts in the picture, and the error that nodes left out would make over
 #: a gap; from which window on both count how many times as much; and the powers of 1 + noise^2 by which they count less
@@ -73,7 +73,7 @@ def expected_error(ground: Ground, nodes: Nodes, seen: Impact, noise: Tensor, wi
     times = from_window(_WIDER, width)[1] * (_NOISY if ground.noisy else 1.0)
     of_moved, of_left_out = (times * count for count in _COUNTS)
     moved = of_moved * seen.moved / alpha * quiet**_MOVED_FADES
-    between = of_left_out * _between(ground, nodes) / alpha[1:] * quiet[1:] ** _LEFT_OUT_FADES
+    between = of_left_out * _between(ground, nodes, seen) / alpha[1:] * quiet[1:] ** _LEFT_OUT_FADES
     return math.sqrt(float(moved.square().sum() + between.square().sum()))
 
 
@@ -82,14 +82,19 @@ def decibels(error: float, peak: float) -> float:
     return 20 * math.log10(max(peak, 1e-30) / max(error, 1e-30))
 
 
-def _between(ground: Ground, nodes: Nodes) -> Tensor:
+def _between(ground: Ground, nodes: Nodes, seen: Impact) -> Tensor:
     """``[n-1]`` what each gap's end would be off by if D were, inside it, as far off as it is foreseen at the nodes
-    around by the others, of which the first and last gap have one."""
-    n = len(nodes.rows)
-    weights = send(left_out(ground.u[nodes.rows])[1:-1], nodes.D)
-    off = torch.linalg.vector_norm((weights @ nodes.D.flatten(1)).view(n - 2, *nodes.D.shape[1:]), dim=-1)
-    sizes = off.amax(1).cpu().double() / nodes.D.shape[-1] ** 0.5
-    around = torch.cat([sizes[:1], sizes, sizes[-1:]]).square()
-    sizes = ((around[1:] + around[:-1]) / 2).sqrt()
+    around by the others, of which the first and last gap of a piece have one, and the only one none: there it is half
+    of how D changes."""
+    weights = send(left_out(ground.u, nodes.rows, ground.breaks), nodes.D)
+    off = torch.linalg.vector_norm((weights @ nodes.D.flatten(1)).view_as(nodes.D), dim=-1)
+    off = off.amax(1).cpu().double() / nodes.D.shape[-1] ** 0.5
+    sizes = seen.turns / 2
+    for piece in split(nodes.rows, ground.breaks):
+        start, end = piece.start, piece.stop - 1  # the gaps are start to end - 1
+        if end - start > 1:
+            inner = off[start + 1 : end]
+            around = torch.cat([inner[:1], inner, inner[-1:]]).square()
+            sizes[start:end] = ((around[1:] + around[:-1]) / 2).sqrt()
     spans = torch.diff(torch.tensor(nodes.rows)).double()
     return sizes * ground.inside(nodes.rows) * spans ** (1 / 3)

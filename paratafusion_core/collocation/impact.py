@@ -11,6 +11,7 @@ from torch import Tensor
 from ..devices import send
 from .grid import middle
 from .nodes import Ground, Nodes
+from .pieces import jumps
 
 #: A state that has moved by m is taken to change its D by this share of m beyond what its slope foresaw: measured
 #: slopes of the demo network along the movement lie between -0.7 and 0.7 of the Gaussian one's distance.
@@ -69,7 +70,8 @@ def impact(ground: Ground, nodes: Nodes, lasting: Tensor, missed: Tensor) -> Imp
         steep = torch.where(twice, ground.alpha[rows] * (ground.theta[rows] + along), 0.0)
         top = int(steep.argmax())
         steepest = float(steep[top]), rows[top]
-    bend = turned * torch.diff(at) / 8
+    jump = torch.tensor(jumps(rows, ground.breaks), dtype=torch.bool)
+    bend, turns = (torch.where(jump, 0.0, value) for value in (turned * torch.diff(at) / 8, turns))
     return Impact(
         moved,
         _UNKNOWN * moved * lasting[rows],

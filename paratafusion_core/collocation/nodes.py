@@ -22,7 +22,8 @@ import torch
 from torch import Tensor
 
 from ..devices import send
-from .grid import interpolation, noise_at, slopes
+from . import pieces
+from .grid import noise_at
 
 #: Share of the Gaussian slope that is used. Guided networks follow their state less than a Gaussian denoiser: of 0,
 #: 0.3, 0.5, 0.7 and 1, 0.5 is best or within 0.6 dB of it in six problems of the demo network (16 seeds).
@@ -50,7 +51,7 @@ class Ground:
     Attributes:
         S: ``[K+1, B, d]``. C: ``[K+1, K]`` float64 on the CPU. u: ``[K]`` coordinate of each row. theta: ``[K]``
         slope of each row, alpha: ``[K]`` signal level, float64. unit: the data's rms.
-        noisy: whether the steps add noise of their own.
+        noisy: whether the steps add noise of their own. breaks: rows that another model evaluates than the row before.
         weights: ``[K+1, K+1]``, column k has the sums of |C| over the columns before k.
     """
 
@@ -61,6 +62,7 @@ class Ground:
     alpha: Tensor
     unit: float = 1.0
     noisy: bool = False
+    breaks: tuple[int, ...] = ()
 
     @property
     def total(self) -> int:
@@ -124,9 +126,16 @@ def states(ground: Ground, nodes: Nodes | None, rows: list[int]) -> Tensor:
     return base if nodes is None else _combine(nodes.W[rows], nodes.D, base)
 
 
-def missed(nodes: Nodes | None, rows: list[int], d: Tensor) -> Tensor:
-    """``[len(rows), B, d]``: the denoised pictures ``d`` of ``rows`` less what ``nodes`` foresaw, 0 without nodes."""
-    return torch.zeros_like(d) if nodes is None else _combine(-nodes.M[rows], nodes.D, d)
+def missed(nodes: Nodes | None, rows: list[int], d: Tensor, breaks: tuple[int, ...] = ()) -> Tensor:
+    """``[len(rows), B, d]``: the denoised pictures ``d`` of ``rows`` less what ``nodes`` foresaw, 0 without nodes.
+
+    Behind one of the ``breaks`` that the nodes have not reached they foresee nothing.
+    """
+    if nodes is None:
+        return torch.zeros_like(d)
+    last = nodes.rows[-1]
+    foreseen = torch.tensor([not any(last < at <= row for at in breaks) for row in rows])
+    return _combine(-nodes.M[rows], nodes.D, d) * _column(foreseen, d)
 
 
 def with_evaluated(ground: Ground, nodes: Nodes | None, rows: list[int], y: Tensor, d: Tensor) -> Nodes:
@@ -170,8 +179,8 @@ def _renewed(ground: Ground, nodes: Nodes, rows: list[int], y: Tensor, d: Tensor
 
 def grid(ground: Ground, rows: list[int]) -> tuple[Tensor, Tensor, Tensor]:
     """M ``[K, n]``, W ``[K+1, n]`` and the slopes' weights ``[n, n]`` of the nodes ``rows``."""
-    leaning = slopes(ground.u[rows])
-    M = interpolation(ground.u, rows, leaning, _NOISY_REACH if ground.noisy else 1.0)
+    leaning = pieces.slopes(ground.u, rows, ground.breaks)
+    M = pieces.interpolation(ground.u, rows, leaning, _NOISY_REACH if ground.noisy else 1.0, ground.breaks)
     return M, ground.C @ M, leaning
 
 

@@ -124,7 +124,7 @@ def collocate(
             d = evaluate(rows, y)
             d = d if before is None else d - before[rows]
             elapsed = max(clock() - started, 0.0)  # checking D waited for the device
-        off = missed(nodes, rows, d)
+        off = missed(nodes, rows, d, ground.breaks)
         nodes = with_evaluated(ground, nodes, rows, y, d)
         seen = impact(ground, nodes, lasting, off)
         signs = watch(signs, seen, scales, rows, y[0, 0].numel())
@@ -223,7 +223,7 @@ def _ground(system: System, scales: Scales, before: Tensor | None) -> Ground:
     if before is not None:
         S = torch.addmm(S.flatten(1), send(system.C, S), before.flatten(1)).view_as(S)
     u = coordinate(scales.sigma, scales.alpha, scales.data_rms)
-    return Ground(S, system.C, u, SLOPE * scales.gaussian, scales.alpha, scales.data_rms, system.noisy)
+    return Ground(S, system.C, u, SLOPE * scales.gaussian, scales.alpha, scales.data_rms, system.noisy, system.breaks)
 
 
 def _check_finite(scales: Scales, rows: list[int], d: Tensor) -> None:

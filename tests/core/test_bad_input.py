@@ -248,6 +248,12 @@ def test_steps_of_a_system(value: Any) -> None:
     refused("steps", repr(value), lambda: System(**parts(), steps=value))
 
 
+@pytest.mark.parametrize("value", [3, "3", (0,), (K,), (2, 2), (3, 2), (1.5,), (True,), None])
+def test_breaks_of_a_system(value: Any) -> None:
+    refused("breaks", repr(value), lambda: System(**parts(), breaks=value))
+    assert System(**parts(), breaks=[1, 2]).breaks == (1, 2)  # type: ignore[arg-type]
+
+
 def test_a_machine_is_a_machine() -> None:
     refused("machine", "dict", lambda: solve(system(), never, Options("auto"), machine={1: 1.0}))  # type: ignore[arg-type]
     assert solve(system(), DENOISE, Options("auto"), machine=Machine({1: 1.0, 2: 1.1})).report.rounds <= K
