@@ -7,6 +7,7 @@ laid out, tiled or grouped here makes a call of W*B rows ([w, b], b fastest) equ
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -21,6 +22,8 @@ from .reach import remembered
 
 #: The host's own margin between what it estimates and what it finds free.
 _MARGIN = 1.5
+#: Noise levels are the same that differ by this share.
+_SAME = 1e-5
 
 
 def cond_lists(guider: Any) -> dict[str, list[dict[str, Any]]]:
@@ -108,7 +111,7 @@ class BatchedModel:
         keep_uncond: compute the unconditional picture even at cfg 1.
 
     Attributes:
-        calls: model calls made so far. largest: most noise levels in one of them.
+        calls: model calls made so far, of so many rows. largest: most noise levels in one of them.
         output: ``[W, B, ...]`` the denoised pictures of the last call, for previews and for a look at what went wrong.
         failed: whether the model has raised an error; the error itself would keep the call's tensors.
     """
@@ -127,7 +130,7 @@ class BatchedModel:
         self._model, self._batch = model, batch
         self._guider = sized_guider(model.inner_model, batch)
         self._most: int | None = None  # rows that a call may hold, once memory has run out
-        self.calls = self.largest = 0
+        self.calls = self.rows = self.largest = 0
         self.output: Tensor | None = None
         self.failed = False
 
@@ -164,6 +167,19 @@ class BatchedModel:
             comfy.samplers.pre_run_control(self._guider.inner_model, theirs)
 
         return begin_anew
+
+    def breaks(self, sigmas: Tensor, bounds: list[float]) -> tuple[int, ...]:
+        """Rows of the falling levels ``sigmas`` ``[K]`` from which other prompts, ControlNets or patches count.
+
+        ``bounds`` are levels at which patches begin or end. Whether one on a level counts for that is not known: both
+        the row and the next are told.
+        """
+        levels = sigmas.tolist()
+        active = [active_parts(self._guider, level) for level in levels]
+        found = {row for row in range(1, len(levels)) if active[row] != active[row - 1]}
+        for row, (high, low) in enumerate(itertools.pairwise(levels), 1):
+            found |= {row for bound in bounds if low * (1 - _SAME) <= bound <= high * (1 + _SAME)}
+        return tuple(sorted(found))
 
     def together(self, sigmas: Tensor) -> Tensor:
         """Those of the levels ``sigmas`` ``[K]`` that may share a call, the largest group of them."""
@@ -213,7 +229,7 @@ class BatchedModel:
                 self.failed = True
                 raise
             return False
-        self.calls, self.largest = self.calls + 1, max(self.largest, len(rows))
+        self.calls, self.rows, self.largest = self.calls + 1, self.rows + len(rows), max(self.largest, len(rows))
         return True
 
     def _call(self, x: Tensor, levels: Tensor, options: dict[str, Any]) -> Tensor:

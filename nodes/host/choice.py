@@ -19,8 +19,8 @@ from torch import Tensor
 from ...paratafusion_core import Report
 from ...paratafusion_core.plan import WORTH, Latency, Plan, Question, choose, fit, typical
 from .batched import BatchedModel, is_oom
-from .guards import PROBED, PROBES
 from .latency import SURE, Known
+from .probing import PROBED, PROBES
 from .randomness import same_random_numbers
 from .settings import Settings
 

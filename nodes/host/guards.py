@@ -1,7 +1,7 @@
 """What cannot be evaluated at several noise levels in one batch, and so runs on the plain sampler, with the reason.
 
-Two nets: a list of what is known to mix the rows of a batch or to remember the step before, found by the name of the
-function that does it, and a probe of the model itself, which needs no names.
+A list of what is known to mix the rows of a batch or to remember the step before, found by the name of the function
+that does it. What is not known is probed (``probing.py``), which needs no names.
 """
 
 from __future__ import annotations
@@ -19,28 +19,15 @@ from typing import Any
 import comfy.model_patcher
 import numpy as np
 import torch
-from torch import Tensor
 
-from ...paratafusion_core.errors import NotFinite
 from .batched import cond_lists, controls_of
 from .reach import closure
 
-#: Rows that do not touch each other agree to this, relative to the largest value; rows that do are off by 3e-2 or more.
-INDEPENDENT_WITHIN = 1e-2
-#: Noise levels that the probe tries, if there are as many. Each is first in a call once, so that what acts in a band of
-#: a quarter of the evaluations, by the first level of a batch, is seen.
-_TRIED = 5
-#: Rows that it evaluates then, and in how many calls.
-PROBED, PROBES = 2 * _TRIED + 4, _TRIED + 2
-
-#: module (its last name) -> (functions, or any; why). Modules are the host's own node files and patches.
-_KNOWN: dict[str, tuple[tuple[str, ...], str]] = {
-    "nodes_easycache": ((), "EasyCache and LazyCache reuse the step before"),
-    "nodes_context_windows": ((), "context windows advance with the steps"),
-    "context_windows": ((), "context windows advance with the steps"),
+#: module (its last name) -> (functions, or any; why). Modules are the host's own node files and patches. In a call for
+#: one noise level these do what they do in the host's own sampler.
+_ONE_LEVEL: dict[str, tuple[tuple[str, ...], str]] = {
     "nodes_perpneg": ((), "Perp-Neg takes its projection over the whole batch"),
     "nodes_mahiro": ((), "Mahiro (Positive-Biased Guidance) averages over the whole batch"),
-    "nodes_tomesd": ((), "ToMe merges tokens by random numbers drawn for the whole batch"),
     "nodes_video_model": (("linear_cfg",), "Video Linear/Triangle CFG scales a picture by its place in the batch"),
     "nodes_lumina2": (("renorm_cfg_func",), "RenormCFG handles one picture at one noise level"),
     "nodes_eps": (("temporal_score_rescaling",), "Temporal Score Rescaling handles one noise level at a time"),
@@ -51,6 +38,13 @@ _KNOWN: dict[str, tuple[tuple[str, ...], str]] = {
     "nodes_model_patch": (("restore_cfg_function",), "SUPIR's restore guidance reads its range off the first picture"),
     "supir_patch": ((), "SUPIR reads its range off the first picture"),
     "lllite": ((), "LLLite reads its range off the whole batch"),
+}
+#: The same for what follows the steps, or draws random numbers.
+_EVERY_STEP: dict[str, tuple[tuple[str, ...], str]] = {
+    "nodes_easycache": ((), "EasyCache and LazyCache reuse the step before"),
+    "nodes_context_windows": ((), "context windows advance with the steps"),
+    "context_windows": ((), "context windows advance with the steps"),
+    "nodes_tomesd": ((), "ToMe merges tokens by random numbers drawn for the whole batch"),
 }
 #: Parts of the names of other packs' modules that reuse the step before.
 _CACHES = ("teacache", "magcache", "fbcache", "wavespeed", "deepcache", "cache_dit", "cache-dit", "easycache")
@@ -90,63 +84,81 @@ def patches_in(value: Any, depth: int = 0) -> Iterator[Any]:
         yield from patches_in(getattr(value, "__self__", None), depth + 1)
 
 
-def _known_trouble(function: Any) -> str | None:
+@dataclass(frozen=True)
+class Trouble:
+    """Why a graph cannot be evaluated at several noise levels in one call.
+
+    Attributes:
+        why: in words. alone: whether calls for one level each, of which some are left out, are as good as the host's.
+    """
+
+    why: str
+    alone: bool = False
+
+
+def _known_trouble(function: Any) -> Trouble | None:
     """Why this function cannot see several noise levels at once, or None."""
     module = str(getattr(function, "__module__", None) or type(function).__module__)
     tail = module.replace("\\", "/").rsplit("/", 1)[-1].rsplit(".", 1)[-1]
     name = getattr(function, "__name__", type(function).__name__)
-    listed = _KNOWN.get(tail)
-    if listed is not None and (not listed[0] or name in listed[0]):
-        return listed[1]
+    for table, alone in ((_EVERY_STEP, False), (_ONE_LEVEL, True)):
+        listed = table.get(tail)
+        if listed is not None and (not listed[0] or name in listed[0]):
+            return Trouble(listed[1], alone)
     if any(part in module.lower() for part in _CACHES):
-        return f"{name} reuses the step before, as step caches do"
+        return Trouble(f"{name} reuses the step before, as step caches do")
     if tail == "nodes_apg" and closure(function).get("momentum"):
-        return "APG's momentum carries the guidance of the step before"
+        return Trouble("APG's momentum carries the guidance of the step before")
     if tail == "nodes_hypertile" and (closure(function).get("swap_size") or 0) > 2:  # of two it always takes the first
-        return "HyperTile draws its tiles anew in each model call"
+        return Trouble("HyperTile draws its tiles anew in each model call")
     if tail == "nodes_model_patch" and all(hasattr(function, a) for a in _RANGED_ATTRIBUTES):
-        return f"{name} reads its range off the first picture"
+        return Trouble(f"{name} reads its range off the first picture", alone=True)
     return None
 
 
-def _cond_trouble(guider: Any, batch: int) -> str | None:
+def _cond_troubles(guider: Any, batch: int) -> Iterator[Trouble]:
     for conds in cond_lists(guider).values():
         for cond in conds:
             for hook in getattr(cond.get("hooks"), "hooks", ()):
                 if getattr(getattr(hook, "hook_keyframe", None), "keyframes", None):
-                    return "hooks with keyframes change the weights with the noise level"
+                    yield Trouble("hooks with keyframes change the weights with the noise level")
             for control in controls_of(cond):
                 if len(getattr(getattr(control, "timestep_keyframes", None), "keyframes", None) or ()) > 1:
-                    return "a ControlNet's keyframes advance with the steps"
+                    yield Trouble("a ControlNet's keyframes advance with the steps")
                 hint = getattr(control, "cond_hint_original", None)
                 count = hint.shape[0] if torch.is_tensor(hint) and hint.ndim >= 3 else 1
                 if count > 1 and batch % count:
-                    return f"a ControlNet has {count} images for a batch of {batch}"
+                    yield Trouble(f"a ControlNet has {count} images for a batch of {batch}", alone=True)
                 if count > 1 and hasattr(control, "control_input"):
-                    return "a T2I-Adapter with several images keeps what its first call has made of them"
-    return None
+                    why = "a T2I-Adapter with several images keeps what its first call has made of them"
+                    yield Trouble(why, alone=True)
 
 
-def known_reason(model: Any, options: dict[str, Any], batch: int) -> str | None:
-    """Why this graph must run on the plain sampler, or None when nothing known speaks against batching.
+def known_trouble(model: Any, options: dict[str, Any], batch: int) -> Trouble | None:
+    """What speaks against batching this graph, or None when nothing is known to; the worst is told.
 
     Args:
         model: the ``KSamplerX0Inpaint`` of the run. options: its ``model_options``. batch: pictures of the latent.
     """
+    found = list(_troubles(model, options, batch))
+    return next((trouble for trouble in found if not trouble.alone), found[0] if found else None)
+
+
+def _troubles(model: Any, options: dict[str, Any], batch: int) -> Iterator[Trouble]:
     guider = model.inner_model
     network = guider.inner_model
     if options.get("context_handler") is not None:
-        return "context windows advance with the steps"
+        yield Trouble("context windows advance with the steps")
     for kind in type(network).__mro__:
         if kind.__name__ in _MODELS:
-            return _MODELS[kind.__name__]
+            yield Trouble(_MODELS[kind.__name__], alone=True)
     if getattr(getattr(getattr(network, "diffusion_model", None), "params", None), "meanflow", False):
-        return "MeanFlow models read the next noise level of the schedule"
+        yield Trouble("MeanFlow models read the next noise level of the schedule")
     for function in (*type(guider).__mro__, *patches_in([options, getattr(guider, "model_options", {})])):
-        reason = _known_trouble(function)
-        if reason:
-            return reason
-    return _cond_trouble(guider, batch)
+        known = _known_trouble(function)
+        if known is not None:
+            yield known
+    yield from _cond_troubles(guider, batch)
 
 
 def needs_probe(model: Any, options: dict[str, Any]) -> bool:
@@ -324,71 +336,3 @@ def _reference(own: Any) -> Callable[[], Any] | None:
         return weakref.ref(own)
     except TypeError:
         return None
-
-
-def probe(denoise: Callable[[Tensor, Tensor], Tensor], x: Tensor, sigmas: Tensor) -> str | None:
-    """What speaks against evaluating several levels in one batch, or None.
-
-    That is where a row's result depends on the other rows of its batch, on its place in it or on their noise levels, or
-    a call on the one before. States of up to ``_TRIED`` levels, the real first one and others, form a ring: each stands
-    in front of the next in a call of two, and behind the one before. A model that mixes them, or takes one level for
-    all, its first row's or the largest, answers differently. Another call is made twice, once right behind one of
-    states nearby and once behind a distant one: a step cache answers the first from what it has. What keeps rows and
-    calls apart agrees.
-
-    Args:
-        denoise: the batched model call.
-        x: a noisy state ``[B, ...]`` of the first level.
-        sigmas: ``[K]`` noise levels of evaluations that may share a call.
-
-    Raises:
-        NotFinite: the model is not, and nothing can be told.
-    """
-    levels = _tried(sigmas)
-    count = len(levels)
-    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(1)).to(x)
-    share = torch.linspace(0, 1, count).tolist()
-    states = [(1 - 0.9 * part) * x + 0.2 * part * noise for part in share]
-
-    def pair(place: int) -> tuple[Tensor, Tensor]:
-        both = [place, (place + 1) % count]
-        return torch.stack([states[i] for i in both]), levels[both].to(sigmas)
-
-    # the first call is one of the run's own first level: a patch may keep what it meets first
-    late = count - 2
-    first, *others = (i for i in range(count) if i != late)
-    x_late, at = pair(late)
-    nearby = x_late + 0.08 * x_late.roll(1, -1)
-    ring = {first: denoise(*pair(first)), late: denoise(x_late, at)}
-    soon = denoise(nearby, at)
-    *others, distant = others  # the last level together with the first
-    ring[distant] = denoise(*pair(distant))
-    later = denoise(nearby, at)
-    ring |= {place: denoise(*pair(place)) for place in others}
-    if not all(bool(D.isfinite().all()) for D in (*ring.values(), soon, later)):
-        raise NotFinite("the model returned NaN or infinity in the probe; finite values are allowed")
-    if _differ(soon, later):
-        return "this model or one of its patches remembers the call before, or draws random numbers"
-    if any(_differ(ring[place][0], ring[place - 1 if place else count - 1][1]) for place in range(count)):
-        return "the pictures of a batch influence each other in this model or one of its patches"
-    return None
-
-
-def _tried(sigmas: Tensor) -> Tensor:
-    """``[3..5]`` the levels that the probe tries, spread over the different ones among ``sigmas``.
-
-    Where there are two the second stands twice: in a ring of two each state would have the same companion both times.
-    """
-    found = list(dict.fromkeys(sigmas.tolist()))
-    count = max(min(len(found), _TRIED), 3)
-    return torch.tensor([found[-(-i * (len(found) - 1) // (count - 1))] for i in range(count)], dtype=torch.float64)
-
-
-def probed(sigmas: Tensor) -> int:
-    """Rows that the probe evaluates for these noise levels."""
-    return 2 * len(_tried(sigmas)) + 4
-
-
-def _differ(a: Tensor, b: Tensor) -> bool:
-    """Whether two results of the same rows are further apart than kernels explain."""
-    return bool((a - b).abs().max() > INDEPENDENT_WITHIN * a.abs().max().clamp_min(1e-12))

@@ -18,6 +18,8 @@ from .guards import Parts
 
 #: Kinds of runs that are remembered, and calls of each number of rows.
 _ENTRIES, _CALLS = 64, 16
+#: Schedules of a kind of run that are remembered to have been tried.
+_SCHEDULES = 16
 #: Plans whose outcomes are remembered, and of how many runs.
 _PLANS, _OUTCOMES = 16, 4
 #: As many calls at a size tell its time: the first one may be late, as kernels are loaded and memory is taken.
@@ -32,8 +34,9 @@ class Known:
 
     Attributes:
         model: whose latencies these are. residency: how its weights lay. parts: what is patched into it.
-        apart: noise levels of runs that were tried several levels at once, and may be. passed: what tells such runs
-            before they are read off. trouble: what speaks against that, None for nothing.
+        apart: noise levels of runs that were tried several levels at once, and may be. steady: of runs whose calls do
+            not depend on each other. passed: what tells runs that were tried before they are read off.
+        mixes: what speaks against several levels at once, trouble: against any parallel run; None for nothing.
         calls: {rows: seconds of the last rounds of so many}.
         steps: seconds of an evaluation in the host's own sampler, of the last runs that it made.
         beside: of a round, what is not the model's. evaluations: {sampler: of a step}.
@@ -46,7 +49,9 @@ class Known:
     residency: Hashable
     parts: Parts
     apart: list[tuple[float, ...]] = field(default_factory=list)
+    steady: list[tuple[float, ...]] = field(default_factory=list)
     passed: list[Hashable] = field(default_factory=list)
+    mixes: str | None = None
     trouble: str | None = None
     calls: dict[int, list[float]] = field(default_factory=dict)
     steps: list[float] = field(default_factory=list)
@@ -72,7 +77,9 @@ class Known:
             self,
             parts=parts,
             apart=list(self.apart) if same else [],
+            steady=list(self.steady) if same else [],
             passed=list(self.passed) if same else [],
+            mixes=self.mixes if same else None,
             trouble=self.trouble if same else None,
             single=self.single and same,
             calls={rows: calls[-SURE:] for rows, calls in self.calls.items()},
@@ -81,6 +88,13 @@ class Known:
             outcomes={plan: list(took) for plan, took in self.outcomes.items()},
             untimed=set(self.untimed),
         )
+
+    @staticmethod
+    def remember(schedules: list[Any], schedule: Hashable) -> None:
+        """Add ``schedule`` to ``apart``, ``steady`` or ``passed``."""
+        if schedule not in schedules:
+            schedules.append(schedule)
+            del schedules[:-_SCHEDULES]
 
     @property
     def seconds(self) -> dict[int, float]:

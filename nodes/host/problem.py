@@ -12,7 +12,9 @@ from torch import Tensor
 from ...paratafusion_core import Options, System
 from ...paratafusion_core.collocation import refusal
 from .batched import BatchedModel
+from .bounds import bounds_of
 from .capture import Captured
+from .guards import patches_in
 from .settings import Settings
 from .uncond import FoldedModel, NumberedModel, by_level, distinct, fold_uncond
 
@@ -37,6 +39,11 @@ class Problem:
     shown: LastStep | None
     options: Options
     refusal: str | None
+
+    @property
+    def skips(self) -> bool:
+        """Whether evaluations are left out in any case, at calls of one row each."""
+        return self.options.solver == "collocation"
 
     @property
     def several(self) -> bool:
@@ -78,7 +85,8 @@ def problem_of(
         CaptureError: it cannot be stepped with one output a row.
     """
     batched = BatchedModel(model, extra_args, x.shape[0], captured.keep_uncond)
-    system, denoise = _system(captured, batched, name, len(sigmas) - 1)
+    bounds = bounds_of(list(patches_in(batched.patches)), model.inner_model.inner_model.model_sampling)
+    system, denoise = _system(captured, batched, name, len(sigmas) - 1, bounds)
     why: str | None
     if captured.U is not None:
         why = "the sampler reads the unconditional picture"
@@ -89,17 +97,20 @@ def problem_of(
     return Problem(captured, system, batched, shown or denoise, shown, options, why)
 
 
-def _system(captured: Captured, batched: BatchedModel, name: str, steps: int) -> tuple[System, Denoise]:
+def _system(
+    captured: Captured, batched: BatchedModel, name: str, steps: int, bounds: list[float]
+) -> tuple[System, Denoise]:
     """The engine's view of the captured run; where one row is shown each has its own level."""
+    breaks = batched.breaks(captured.sigmas, bounds)
     levels = distinct(captured.sigmas)
     if captured.U is not None:
         fold = fold_uncond(captured.C, captured.U)
         folded = FoldedModel(batched, fold, captured.sigmas, levels)
-        return System(captured.S, fold.C, levels, name, steps), folded
+        return System(captured.S, fold.C, levels, name, steps, breaks), folded
     if not captured.shows_another or len(captured.sigmas.unique()) == len(levels):
-        return System(captured.S, captured.C, captured.sigmas, name, steps), batched
+        return System(captured.S, captured.C, captured.sigmas, name, steps, breaks), batched
     numbered = NumberedModel(batched, captured.sigmas, levels)
-    return System(captured.S, captured.C, levels, name, steps), numbered
+    return System(captured.S, captured.C, levels, name, steps, breaks), numbered
 
 
 def _options(settings: Settings, model: Any, captured: Captured, refusal: str | None) -> Options:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,26 +14,20 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ...paratafusion_core import Progress, Report, Solution, Trajectory, solve
-from ...paratafusion_core.errors import NotFinite
-from .batched import BatchedModel, is_oom
+from .batched import is_oom
 from .capture import CaptureError, capture, check_name
 from .choice import Leap, Look, NothingWins, plain_if_best
-from .guards import has_readers, known_reason, needs_probe, parts_of, probe, probed
+from .fitting import Trial, Unfit, fitting
+from .guards import Trouble, has_readers, known_trouble, needs_probe, parts_of
 from .latency import KNOWN, Known
 from .live import Live
 from .notify import current_place
 from .plain import Unwrapped, close, counted, fallback, name_of, sequential_report
 from .problem import Problem, problem_of
-from .randomness import random_numbers, same_random_numbers
+from .randomness import random_numbers
 from .settings import Outcome, Settings
 
-#: Schedules of a kind of run that are remembered to be fit for batches.
-_SCHEDULES = 16
 _NO_MEMORY = "memory ran out in the parallel run"
-
-
-class Unfit(Exception):
-    """This run cannot be parallel; the message is the reason."""
 
 
 def parallel(inner: Any, settings: Settings, outcome: Outcome, warm: Trajectory | None = None) -> Any:
@@ -65,47 +59,6 @@ def parallel(inner: Any, settings: Settings, outcome: Outcome, warm: Trajectory 
     wrapped.sampler_function, wrapped.extra_options = _Run(function, extra, settings, outcome, warm), {}
     wrapped.inpaint_options = dict(inner.inpaint_options)
     return wrapped
-
-
-def _probe(known: Known, batched: BatchedModel, x: Tensor, sigmas: Tensor, whole: Hashable) -> int:
-    """Try the model with several noise levels at once, unless that is known; returns the rows that it took.
-
-    ``whole`` tells runs of these levels before they are read off.
-
-    Raises:
-        Unfit: it mixes them, or does not take them (some networks refuse more than one picture).
-        InterruptProcessingException: the user has cancelled.
-    """
-    together = batched.together(sigmas)
-    if len(together) < 2:
-        raise Unfit("no two of its evaluations have the same prompts and ControlNets")
-    levels, rows = tuple(together.tolist()), 0
-    if known.trouble is None and levels not in known.apart:
-        share = float(together[0] / sigmas[0]) if sigmas[0] > 0 else 1.0
-        put_back = batched.remembered()
-        try:
-            with same_random_numbers(x, *batched.patches):
-                known.trouble = probe(batched, x * share if share < 1 else x, together)
-        except comfy.model_management.InterruptProcessingException:
-            raise
-        except NotFinite:  # the solver will meet it, too; nothing is known
-            put_back()
-            return probed(together)
-        except Exception as error:  # a model may refuse in any way; the plain sampler shows whether it is at fault
-            put_back()
-            words = f"{type(error).__name__}: {error}"
-            raise Unfit(f"the model does not take several noise levels at once ({words})") from None
-        if known.trouble is not None or batched.largest < 2:
-            put_back()
-        if batched.largest < 2:
-            raise Unfit("two noise levels at once do not fit into memory")
-        rows = probed(together)
-        known.apart = [*known.apart, levels][-_SCHEDULES:]
-    if known.trouble is not None:
-        raise Unfit(known.trouble)
-    if whole not in known.passed:
-        known.passed = [*known.passed, whole][-_SCHEDULES:]
-    return rows
 
 
 def _account(report: Report, started: float, probing: float) -> None:
@@ -264,29 +217,35 @@ class _Run:
 
     def _solve(self, run: _Given, looked: int) -> Tensor:
         model, x, sigmas, options = run.model, run.x, run.sigmas, run.extra_args["model_options"]
-        self._check(run)
+        trouble = self._check(run)
         known = KNOWN.of(model.inner_model, x, parts_of(model, options))
         planned, whole = None, (name_of(self.function), tuple(sigmas.tolist()))
         try:
             check_name(self.function)
-            if self._settings.plans and self.warm is None and not self._outcome.want_trajectory:
+            if self._settings.plans and self.warm is None and not self._outcome.want_trajectory and trouble is None:
                 doubted = needs_probe(model, options) and whole not in known.passed
                 planned = plain_if_best(known, name_of(self.function), run.steps, self._settings, doubted)
             captured = capture(self.function, self.extra, model, x, sigmas, run.extra_args)
-            problem = problem_of(captured, whole[0], self._settings, model, x, sigmas, run.extra_args)
+            if captured.handed_on and has_readers(model, options):
+                raise Unfit(f"the sampler passes {captured.handed_on[0]!r} to the model's patches in every step")
+            probing = time.perf_counter()
+
+            def problem_for(settings: Settings) -> Problem:
+                return problem_of(captured, whole[0], settings, model, x, sigmas, run.extra_args)
+
+            trial = Trial(known, x, captured.sigmas, whole) if needs_probe(model, options) else None
+            problem, spent, why = fitting(problem_for, self._settings, trouble, trial)
         except CaptureError as error:
             raise Unfit(f"the sampler cannot be made parallel: {error}") from None
-        probing, spent = time.perf_counter(), 0
-        if captured.handed_on and has_readers(model, options):
-            raise Unfit(f"the sampler passes {captured.handed_on[0]!r} to the model's patches in every step")
-        if problem.several and needs_probe(model, options):
-            spent = _probe(known, problem.batched, x, captured.sigmas, whole)
         probing = time.perf_counter() - probing
         solution = self._solved(run, problem, known)
         report = solution.report
         known.learn(report)
         report.probe_nfe += spent + looked
-        self._tell_refusal(report, problem.refusal or self._settings.own_refusal)
+        if why is None:
+            self._tell_refusal(report, problem.refusal or self._settings.own_refusal)
+        else:
+            planned, report.plan = None, f"{report.solver}, one noise level a call, as {why}"
         _account(report, run.started, probing)
         if planned is not None:
             known.learn_outcome(planned, report, report.seconds - probing)
@@ -295,16 +254,20 @@ class _Run:
         captured.drawn()  # nodes that draw without a seed go on as behind the plain sampler
         return solution.x
 
-    @staticmethod
-    def _check(run: _Given) -> None:
-        """Raises Unfit where this run is known not to be fit before anything is read off."""
+    def _check(self, run: _Given) -> Trouble | None:
+        """What is known to speak against calls of several noise levels, where calls of one each may serve.
+
+        Raises:
+            Unfit: this run is known not to be fit before anything is read off.
+        """
         if len(run.sigmas) < 2:
             raise Unfit("there are no steps to run")
         if not isinstance(run.model, comfy.samplers.KSamplerX0Inpaint):
             raise Unfit(f"the model comes wrapped as {type(run.model).__name__}, which is not the host's own wrapper")
-        reason = known_reason(run.model, run.extra_args["model_options"], run.x.shape[0])
-        if reason:
-            raise Unfit(reason)
+        trouble = known_trouble(run.model, run.extra_args["model_options"], run.x.shape[0])
+        if trouble is not None and not (trouble.alone and self._settings.one_by_one):
+            raise Unfit(trouble.why)
+        return trouble
 
     def _solved(self, run: _Given, problem: Problem, known: Known) -> Solution:
         """The engine's solution, from the trajectory given where that can be; its own is kept where it is wanted.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ...paratafusion_core import Options, Report, Trajectory
 from ...paratafusion_core.options import TARGETS
@@ -62,6 +62,12 @@ class Settings:
         """Why these choices rule collocation out, None where they do not."""
         exact = self.tol == 0 or (self.tol is None and self.preset == "exact")
         return "the exact picture is asked for, and it interpolates" if exact else None
+
+    @property
+    def one_by_one(self) -> Settings | None:
+        """These choices where calls are of one noise level each; None where they ask for nothing that is faster so."""
+        asks = self.solver == "collocation" or (self.solver == "auto" and self.asks_target)
+        return replace(self, solver="collocation", window=None) if asks and self.own_refusal is None else None
 
     @property
     def plans(self) -> bool:

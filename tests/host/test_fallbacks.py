@@ -16,7 +16,7 @@ import tiny
 import torch
 from comfy.patcher_extension import PatcherInjection
 from paratafusion_pack.nodes.host.capture import CaptureError, capture
-from paratafusion_pack.nodes.host.guards import PROBED, PROBES, probe, probed
+from paratafusion_pack.nodes.host.probing import PROBED, PROBES, probe, probed
 from paratafusion_pack.nodes.host.sampler import parallel
 from paratafusion_pack.nodes.host.settings import Outcome, Settings
 from test_mixed import patched, unet_conds, with_values

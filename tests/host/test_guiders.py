@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 from comfy_extras import nodes_custom_sampler, nodes_perpneg
-from paratafusion_pack.nodes.host import guards, sampler, sampling
-from paratafusion_pack.nodes.host.guards import PROBED, parts_of
+from paratafusion_pack.nodes.host import fitting, guards, sampling
+from paratafusion_pack.nodes.host.guards import parts_of
+from paratafusion_pack.nodes.host.probing import PROBED
 from paratafusion_pack.nodes.host.sampler import parallel
 from paratafusion_pack.nodes.host.settings import Outcome, Settings
 from test_mixed import control_net, unet_conds, with_values
@@ -60,8 +61,8 @@ def guided(model: Any, cfg: float = 4.0, positive: Any = YES, kind: type = comfy
 def probes(monkeypatch):
     """One entry for every probe."""
     made: list[int] = []
-    own = sampler.probe
-    monkeypatch.setattr(sampler, "probe", lambda *given: made.append(1) or own(*given))
+    own = fitting.probe
+    monkeypatch.setattr(fitting, "probe", lambda *given: made.append(1) or own(*given))
     return made
 
 

@@ -13,7 +13,8 @@ import pytest
 import tiny
 import torch
 from paratafusion_pack.nodes.host.batched import BatchedModel
-from paratafusion_pack.nodes.host.guards import known_reason, needs_probe, probe
+from paratafusion_pack.nodes.host.guards import known_trouble, needs_probe
+from paratafusion_pack.nodes.host.probing import probe
 from tiny import conditioning, latent, relative, sample, sigmas_of
 from torch import Tensor
 
@@ -28,7 +29,7 @@ def mixed(
     found: list[float] = []
 
     def look(wrapped: Any, x: Tensor, sigmas: Tensor, extra_args: dict, callback: Any, disable: bool) -> Tensor:
-        assert known_reason(wrapped, extra_args["model_options"], x.shape[0]) is None
+        assert known_trouble(wrapped, extra_args["model_options"], x.shape[0]) is None
         batched = BatchedModel(wrapped, extra_args, x.shape[0])
         generator = torch.Generator().manual_seed(5)
         rows = [x * (sigmas[i] / sigmas[0]) + 0.3 * torch.randn(x.shape, generator=generator).to(x) for i in levels]

@@ -159,7 +159,7 @@ def test_an_interrupt_during_the_probe_is_an_interrupt(splat_model, monkeypatch)
         raise comfy.model_management.InterruptProcessingException
 
     monkeypatch.setattr("paratafusion_pack.nodes.host.sampler.KNOWN", Latencies())  # or it is known already
-    monkeypatch.setattr("paratafusion_pack.nodes.host.sampler.probe", cancelled)
+    monkeypatch.setattr("paratafusion_pack.nodes.host.fitting.probe", cancelled)
     sampler = parallel(comfy.samplers.sampler_object("euler"), EXACT, Outcome())
     with pytest.raises(comfy.model_management.InterruptProcessingException):
         sample(splat_model, sampler, sigmas_of(splat_model, "euler", 6), **conds(64), latent_image=splats())

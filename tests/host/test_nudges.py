@@ -8,9 +8,10 @@ import comfy.controlnet
 import comfy.samplers
 import pytest
 import torch
-from paratafusion_pack.nodes.host import guards, latency, sampler
-from paratafusion_pack.nodes.host.guards import PROBED, Parts, parts_of
+from paratafusion_pack.nodes.host import fitting, guards, latency
+from paratafusion_pack.nodes.host.guards import Parts, parts_of
 from paratafusion_pack.nodes.host.latency import Known
+from paratafusion_pack.nodes.host.probing import PROBED
 from paratafusion_pack.nodes.host.sampler import parallel
 from paratafusion_pack.nodes.host.settings import Outcome, Settings
 from test_mixed import control_net, unet_conds
@@ -97,7 +98,7 @@ def test_what_was_probed_holds_for_other_weights(flow_model, fresh, monkeypatch)
     assert found == [PROBED, 0]
     mixed = with_patch(flow_model, 1.0, mixing=0.2)
     assert "influence each other" in run(with_lora(mixed, 0.5), settings=settings).fallback
-    monkeypatch.setattr(sampler, "probe", lambda *_: pytest.fail("probed again"))
+    monkeypatch.setattr(fitting, "probe", lambda *_: pytest.fail("probed again"))
     assert "influence each other" in run(with_lora(mixed, 0.6), settings=settings).fallback
 
 

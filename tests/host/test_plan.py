@@ -11,9 +11,10 @@ import comfy.model_management
 import comfy.samplers
 import pytest
 import torch
-from paratafusion_pack.nodes.host import latency, sampler
-from paratafusion_pack.nodes.host.guards import PROBED, Parts
+from paratafusion_pack.nodes.host import fitting, latency
+from paratafusion_pack.nodes.host.guards import Parts
 from paratafusion_pack.nodes.host.latency import Known, Latencies
+from paratafusion_pack.nodes.host.probing import PROBED
 from paratafusion_pack.nodes.host.sampler import parallel
 from paratafusion_pack.nodes.host.settings import Outcome, Settings
 from paratafusion_pack.paratafusion_core import Report
@@ -311,7 +312,7 @@ def test_what_the_probe_has_found_is_remembered(flow_model, fresh, monkeypatch):
     model = flow_model.clone()
     model.set_model_sampler_post_cfg_function(lambda a: a["denoised"] - 0.2 * a["denoised"].mean(0, keepdim=True))
     found = run(model, Settings(window=4))[1].fallback
-    monkeypatch.setattr(sampler, "probe", lambda *_: pytest.fail("probed again"))
+    monkeypatch.setattr(fitting, "probe", lambda *_: pytest.fail("probed again"))
     assert found is not None and run(model, Settings(window=4))[1].fallback == found
 
 

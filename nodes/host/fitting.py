@@ -1,0 +1,165 @@
+"""What a run that was read off comes to: calls of several noise levels, calls of one each, or nothing but the plain
+sampler. What is not known is tried on the model, with the artist's own patches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+
+import comfy.model_management
+from torch import Tensor
+
+from ...paratafusion_core.errors import NotFinite
+from .batched import BatchedModel
+from .guards import Trouble
+from .latency import Known
+from .probing import MIXES, probe, probe_alone
+from .problem import Problem
+from .randomness import same_random_numbers
+from .settings import Settings
+
+
+class Unfit(Exception):
+    """This run cannot be parallel; the message is the reason.
+
+    Attributes:
+        alone: whether it still can in calls of one noise level each.
+    """
+
+    def __init__(self, why: str, alone: bool = False) -> None:
+        super().__init__(why)
+        self.alone = alone
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A run whose graph is not known to keep pictures and calls apart.
+
+    Attributes:
+        known: of runs of this kind. x: the start. sigmas: ``[K]`` of its evaluations. whole: tells runs of these levels
+            before they are read off.
+    """
+
+    known: Known
+    x: Tensor
+    sigmas: Tensor
+    whole: Hashable
+
+
+def fitting(
+    problem_for: Callable[[Settings], Problem], settings: Settings, trouble: Trouble | None, trial: Trial | None
+) -> tuple[Problem, int, str | None]:
+    """The problem to solve, the rows that it took to be sure, and why its calls are of one noise level each, or None.
+
+    These leave evaluations out, or the plain sampler is as fast.
+
+    Args:
+        problem_for: what the run comes to with these settings. trouble: what is known against several levels in a call.
+        trial: None where nothing else is in doubt.
+
+    Raises:
+        Unfit: nothing serves this run. CaptureError: it cannot be stepped with one output a row.
+        InterruptProcessingException: the user has cancelled.
+    """
+    spent, why = 0, None if trouble is None else trouble.why
+    if why is None:
+        problem = problem_for(settings)
+        try:
+            if trial is not None and problem.several:
+                _probe(trial, problem.batched)
+            elif trial is not None and problem.skips:
+                _probe_alone(trial, problem.batched)
+            return problem, problem.batched.rows, None
+        except Unfit as unfit:
+            if not unfit.alone:
+                raise
+            spent, why = problem.batched.rows, str(unfit)
+    alone = settings.one_by_one
+    if alone is None:
+        raise Unfit(why)
+    problem = problem_for(alone)
+    if not problem.skips:
+        raise Unfit(why)
+    if trial is not None:
+        _probe_alone(trial, problem.batched)
+    return problem, spent + problem.batched.rows, why
+
+
+def _look(batched: BatchedModel, x: Tensor, look: Callable[[], str | None], several: bool) -> str | None:
+    """What ``look`` at the model has found; where no such run follows, what patches remember is put back.
+
+    Raises:
+        Unfit: the model fails. NotFinite: it returned NaN or infinity. InterruptProcessingException: the user has
+            cancelled.
+    """
+    put_back = batched.remembered()
+    try:
+        with same_random_numbers(x, *batched.patches):
+            found = look()
+    except comfy.model_management.InterruptProcessingException:
+        raise
+    except NotFinite:
+        put_back()
+        raise
+    except Exception as error:  # a model may refuse in any way; the plain sampler shows whether it is at fault
+        put_back()
+        does = "does not take several noise levels at once" if several else "fails when steps are left out"
+        raise Unfit(f"the model {does} ({type(error).__name__}: {error})", alone=several) from None
+    if found is not None or (several and batched.largest < 2):
+        put_back()
+    return found
+
+
+def _probe(trial: Trial, batched: BatchedModel) -> None:
+    """Try the model with several noise levels at once, unless that is known.
+
+    Raises:
+        Unfit: it mixes them, or does not take them (some networks refuse more than one picture).
+        InterruptProcessingException: the user has cancelled.
+    """
+    known, x, sigmas = trial.known, trial.x, trial.sigmas
+    together = batched.together(sigmas)
+    if len(together) < 2:
+        raise Unfit("no two of its evaluations have the same prompts and ControlNets", alone=True)
+    levels = tuple(together.tolist())
+    if known.trouble is None and known.mixes is None and levels not in known.apart:
+        share = float(together[0] / sigmas[0]) if sigmas[0] > 0 else 1.0
+        start = x * share if share < 1 else x
+        try:
+            found = _look(batched, x, lambda: probe(batched, start, together), several=True)
+        except NotFinite:  # the solver will meet it, too; nothing is known
+            return
+        if found == MIXES:
+            known.mixes = found
+            known.remember(known.steady, tuple(sigmas.tolist()))
+        elif found is not None:
+            known.trouble = found
+        elif batched.largest < 2:
+            raise Unfit("two noise levels at once do not fit into memory", alone=True)
+        else:
+            known.remember(known.apart, levels)
+    if known.trouble is not None:
+        raise Unfit(known.trouble)
+    if known.mixes is not None:
+        raise Unfit(known.mixes, alone=True)
+    known.remember(known.passed, trial.whole)
+
+
+def _probe_alone(trial: Trial, batched: BatchedModel) -> None:
+    """Try whether calls of one noise level depend on those before them, unless that is known.
+
+    Raises:
+        Unfit: they do, or the model fails. InterruptProcessingException: the user has cancelled.
+    """
+    known, x, sigmas = trial.known, trial.x, trial.sigmas
+    levels = tuple(sigmas.tolist())
+    if known.trouble is None and levels not in known.steady:
+        try:
+            known.trouble = _look(batched, x, lambda: probe_alone(batched, x, sigmas), several=False)
+        except NotFinite:  # as above
+            return
+        if known.trouble is None:
+            known.remember(known.steady, levels)
+    if known.trouble is not None:
+        raise Unfit(known.trouble)
+    known.remember(known.passed, trial.whole)
