@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .reach import remembered
+from .reach import patches_in, remembered
 
 #: The host's own margin between what it estimates and what it finds free.
 _MARGIN = 1.5
@@ -155,6 +155,14 @@ class BatchedModel:
     def patches(self) -> tuple[Any, ...]:
         """What holds the patches of this run."""
         return self._args["model_options"], getattr(self._guider, "model_options", {})
+
+    @property
+    def acting(self) -> list[Any]:
+        """Patches of this run, and what a guider of another pack keeps beside prompts and networks."""
+        guider, found = self._guider, list(patches_in(self.patches))
+        if type(guider).__module__ not in ("comfy.samplers", "comfy_extras.nodes_custom_sampler"):
+            found.append({name: value for name, value in vars(guider).items() if type(value) in (int, float)})
+        return found
 
     def remembered(self) -> Callable[[], None]:
         """What the patches keep now; the returned function puts it back, and begins ControlNets of other packs anew."""

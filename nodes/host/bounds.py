@@ -11,17 +11,25 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from torch import Tensor
+
 from .reach import closure, reachable
 
 _ENDS = re.compile(r"start|end|min|max|low|high|begin|until")
-#: Numbers of a graph that are taken for bounds, at most: what has more keeps something else under such names.
-_MOST = 6
+#: Levels that are taken for bounds, at most: what has more keeps something else under such names.
+_MOST = 8
 
 
-def bounds_of(patches: list[Any], model_sampling: Any) -> list[float]:
-    """Noise levels, descending, that ``patches`` keep as bounds; none where there are too many to be such."""
-    found = {level for name, value in _numbers(patches) for level in _levels(name, value, model_sampling)}
-    return sorted(found, reverse=True) if len(found) <= _MOST else []
+def bounds_of(patches: list[Any], model_sampling: Any, sigmas: Tensor) -> list[float]:
+    """Noise levels, descending, inside a run along ``sigmas`` that ``patches`` keep as bounds; none where too many seem
+    to be such.
+
+    Of a share of the run nobody tells whether it is one of the steps or of the model's time: both are told.
+    """
+    found = {level for name, value in _numbers(patches) for level in _levels(name, value, model_sampling, sigmas)}
+    low, high = float(sigmas.min()), float(sigmas.max())
+    inside = sorted((level for level in found if low < level < high), reverse=True)
+    return inside if len(inside) <= _MOST else []
 
 
 def _numbers(patches: list[Any]) -> Iterator[tuple[str, float]]:
@@ -32,10 +40,12 @@ def _numbers(patches: list[Any]) -> Iterator[tuple[str, float]]:
                 yield name.lower(), float(number)
 
 
-def _levels(name: str, value: float, model_sampling: Any) -> Iterator[float]:
+def _levels(name: str, value: float, model_sampling: Any, sigmas: Tensor) -> Iterator[float]:
     if not _ENDS.search(name):
         return
-    if "sigma" in name and value > 0:
+    if "sigma" in name:
         yield value
     elif "percent" in name and 0 < value < 1:
         yield float(model_sampling.percent_to_sigma(value))
+        row = math.ceil(value * (len(sigmas) - 1))
+        yield float(sigmas[row - 1] + sigmas[row]) / 2

@@ -66,7 +66,7 @@ def fitting(
         problem = problem_for(settings)
         try:
             if trial is not None and problem.several:
-                _probe(trial, problem.batched)
+                _probe(trial, problem)
             elif trial is not None and problem.skips:
                 _probe_alone(trial, problem.batched)
             return problem, problem.batched.rows, None
@@ -110,14 +110,14 @@ def _look(batched: BatchedModel, x: Tensor, look: Callable[[], str | None], seve
     return found
 
 
-def _probe(trial: Trial, batched: BatchedModel) -> None:
+def _probe(trial: Trial, problem: Problem) -> None:
     """Try the model with several noise levels at once, unless that is known.
 
     Raises:
         Unfit: it mixes them, or does not take them (some networks refuse more than one picture).
         InterruptProcessingException: the user has cancelled.
     """
-    known, x, sigmas = trial.known, trial.x, trial.sigmas
+    known, x, sigmas, batched = trial.known, trial.x, trial.sigmas, problem.batched
     together = batched.together(sigmas)
     if len(together) < 2:
         raise Unfit("no two of its evaluations have the same prompts and ControlNets", alone=True)
@@ -126,7 +126,7 @@ def _probe(trial: Trial, batched: BatchedModel) -> None:
         share = float(together[0] / sigmas[0]) if sigmas[0] > 0 else 1.0
         start = x * share if share < 1 else x
         try:
-            found = _look(batched, x, lambda: probe(batched, start, together), several=True)
+            found = _look(batched, x, lambda: probe(batched, start, together, problem.bounds), several=True)
         except NotFinite:  # the solver will meet it, too; nothing is known
             return
         if found == MIXES:

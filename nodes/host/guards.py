@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from .batched import cond_lists, controls_of
-from .reach import closure
+from .reach import closure, patches_in
 
 #: module (its last name) -> (functions, or any; why). Modules are the host's own node files and patches. In a call for
 #: one noise level these do what they do in the host's own sampler.
@@ -66,22 +66,6 @@ _SCALES = frozenset({"cfg", "cfg1", "cfg2"})
 _MOST_NUMBERS, _FEW_NUMBERS, _SHORT = 4096, 16, 32
 #: What the host puts into the options for a run or a call, beside seeds: no strengths, and new each time.
 _PASSING = frozenset({"sample_sigmas", "sigmas", "uuids", "cond_or_uncond"})
-
-
-def patches_in(value: Any, depth: int = 0) -> Iterator[Any]:
-    """Functions and patch objects anywhere inside the model's options."""
-    if depth > 8 or torch.is_tensor(value):
-        return
-    if isinstance(value, dict):
-        for item in value.values():
-            yield from patches_in(item, depth + 1)
-    elif isinstance(value, (list, tuple, set)):
-        for item in value:
-            yield from patches_in(item, depth + 1)
-    elif callable(value):
-        yield value
-        yield from patches_in(getattr(value, "func", None), depth + 1)  # functools.partial
-        yield from patches_in(getattr(value, "__self__", None), depth + 1)
 
 
 @dataclass(frozen=True)

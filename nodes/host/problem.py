@@ -14,7 +14,6 @@ from ...paratafusion_core.collocation import refusal
 from .batched import BatchedModel
 from .bounds import bounds_of
 from .capture import Captured
-from .guards import patches_in
 from .settings import Settings
 from .uncond import FoldedModel, NumberedModel, by_level, distinct, fold_uncond
 
@@ -29,7 +28,8 @@ class Problem:
         captured: what was read off the sampler. system: its equations. batched: the host's model, denoise: what the
             engine calls, which is that model or goes through it. shown: ``denoise`` where the host shows another
             picture at the end than the result, else None.
-        options: of the engine. refusal: why collocation cannot serve this run, None if it can.
+        bounds: noise levels at which patches begin or end. options: of the engine.
+        refusal: why collocation cannot serve this run, None if it can.
     """
 
     captured: Captured
@@ -37,6 +37,7 @@ class Problem:
     batched: BatchedModel
     denoise: Denoise
     shown: LastStep | None
+    bounds: list[float]
     options: Options
     refusal: str | None
 
@@ -85,7 +86,7 @@ def problem_of(
         CaptureError: it cannot be stepped with one output a row.
     """
     batched = BatchedModel(model, extra_args, x.shape[0], captured.keep_uncond)
-    bounds = bounds_of(list(patches_in(batched.patches)), model.inner_model.inner_model.model_sampling)
+    bounds = bounds_of(batched.acting, model.inner_model.inner_model.model_sampling, sigmas)
     system, denoise = _system(captured, batched, name, len(sigmas) - 1, bounds)
     why: str | None
     if captured.U is not None:
@@ -94,7 +95,7 @@ def problem_of(
         why = refusal(system, None if settings.rows is None else _options(settings, model, captured, None))
     shown = LastStep(denoise, batched, system.sigmas, captured) if captured.shows_another else None
     options = _options(settings, model, captured, why)
-    return Problem(captured, system, batched, shown or denoise, shown, options, why)
+    return Problem(captured, system, batched, shown or denoise, shown, bounds, options, why)
 
 
 def _system(

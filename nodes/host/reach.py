@@ -25,6 +25,22 @@ _OTHERS = frozenset(
 )
 
 
+def patches_in(value: Any, depth: int = 0) -> Iterator[Any]:
+    """Functions and patch objects anywhere inside the model's options."""
+    if depth > 8 or torch.is_tensor(value):
+        return
+    if isinstance(value, dict):
+        for item in value.values():
+            yield from patches_in(item, depth + 1)
+    elif isinstance(value, (list, tuple, set)):
+        for item in value:
+            yield from patches_in(item, depth + 1)
+    elif callable(value):
+        yield value
+        yield from patches_in(getattr(value, "func", None), depth + 1)  # functools.partial
+        yield from patches_in(getattr(value, "__self__", None), depth + 1)
+
+
 def closure(function: Any) -> dict[str, Any]:
     """The variables that a nested function has kept."""
     return {name: cell.cell_contents for name, cell in _cells(function)}

@@ -110,6 +110,37 @@ def test_an_unknown_patch_with_a_range(demo, fresh):
     assert min(decibels) >= 38
 
 
+def test_a_narrow_band_of_a_guider_is_tried(flow_model, fresh):
+    """Two of twelve steps, between the five levels that are tried in any case, and told by the first picture."""
+
+    class Scheduled(comfy.samplers.CFGGuider):
+        def set_range(self, start_percent: float, end_percent: float) -> None:
+            self.start_percent, self.end_percent = start_percent, end_percent
+
+        def predict_noise(self, x: Tensor, timestep: Tensor, model_options: Any = None, seed: Any = None) -> Tensor:
+            levels = model_options["transformer_options"]["sample_sigmas"]
+            step = int((levels - float(timestep[0])).abs().argmin())
+            inside = self.start_percent <= step / (len(levels) - 1) <= self.end_percent
+            return super().predict_noise(x, timestep, model_options, seed) * (1.1 if inside else 1.0)
+
+    def run(settings: Settings | None, outcome: Outcome) -> Tensor:
+        guider = Scheduled(flow_model)
+        guider.set_conds(conditioning(1), conditioning(2))
+        guider.set_range(0.5, 0.6)
+        plain = comfy.samplers.sampler_object("euler")
+        sampler = plain if settings is None else parallel(plain, settings, outcome)
+        noise = torch.randn(1, 16, 8, 8, generator=torch.Generator().manual_seed(3))
+        levels = sigmas_of(flow_model, "euler", 12)
+        return guider.sample(noise, torch.zeros(1, 16, 8, 8), sampler, levels, disable_pbar=True)
+
+    outcome = Outcome()
+    reference = run(None, outcome)
+    assert torch.equal(run(Settings(window=4), outcome), reference)
+    assert "influence each other" in outcome.report.fallback
+    run(Settings(solver="collocation", rows=9), outcome)
+    assert outcome.report.solver == "collocation"
+
+
 def test_where_it_begins_and_ends_is_found_and_evaluated(demo, fresh, monkeypatch):
     made: list[System] = []
     monkeypatch.setattr(problem, "System", lambda *given: made.append(System(*given)) or made[-1])
@@ -127,13 +158,13 @@ def test_bounds_are_told_by_their_names(demo):
 
         def __call__(self) -> None: ...
 
-    sampling_of = demo.get_model_object("model_sampling")
-    quarter = float(sampling_of.percent_to_sigma(0.25))
-    assert bounds_of([Patch()], sampling_of) == sorted([0.5, 0.3, quarter], reverse=True)
+    of_time, levels = demo.get_model_object("model_sampling"), torch.linspace(10, 0, 13)
+    quarter = float(of_time.percent_to_sigma(0.25)), float(levels[2] + levels[3]) / 2  # of time, and of 12 steps
+    assert bounds_of([Patch()], of_time, levels) == sorted([0.5, 0.3, *quarter], reverse=True)
+    assert bounds_of([Patch()], of_time, levels[:4]) == [float(levels[0] + levels[1]) / 2]  # nothing outside the run
     many = Patch()
-    many.kwargs = [{f"sigma_start_{i}": 0.1 * (i + 1) for i in range(7)}]
-    assert bounds_of([many], sampling_of) == []
-    assert bounds_of([], sampling_of) == []
+    many.kwargs = [{f"sigma_start_{i}": 0.1 * (i + 1) for i in range(9)}]
+    assert bounds_of([many], of_time, levels) == [] == bounds_of([], of_time, levels)
 
 
 @pytest.mark.parametrize("renewed", [False, True])
