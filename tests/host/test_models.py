@@ -138,6 +138,23 @@ def test_models_that_cannot_be_batched(kind, batch, reason, sampler, caplog):
     falls_back(model, sampler, caplog, reason, **conds(width, **more), latent_image=empty(batch))
 
 
+@pytest.mark.parametrize(("kind", "batch", "why"), [
+    ("ltxav", 1, "LTX-2"), ("ltxav", 2, "LTX-2"), ("minimax", 1, "does not take several noise levels at once"),
+])  # fmt: skip
+def test_models_of_one_noise_level_are_served_by_collocation(kind, batch, why):
+    model = configured(kind)
+    width, more, empty = REFUSED[kind]
+    asked = {**conds(width, **more), "latent_image": empty(batch)}
+    plain, sigmas, outcome = comfy.samplers.sampler_object("euler"), sigmas_of(model, "euler", 20), Outcome()
+    reference = sample(model, plain, sigmas.clone(), **asked)
+    for rows, close in ((13, 0.05), (20, 1e-4)):
+        settings = Settings(solver="collocation", rows=rows, window=4)
+        result = sample(model, parallel(plain, settings, outcome), sigmas.clone(), **asked)
+        assert outcome.report.solver == "collocation" and outcome.report.fallback is None
+        assert outcome.report.rounds == outcome.report.nfe == rows and why in outcome.report.plan
+        assert alike(result, reference) < close
+
+
 def test_a_meanflow_free_hunyuan_is_parallel():
     """Not the model class but its MeanFlow is the reason."""
     name, sizes, seed = tiny.CONFIGURED["hunyuan"]
