@@ -7,8 +7,7 @@ laid out, tiled or grouped here makes a call of W*B rows ([w, b], b fastest) equ
 from __future__ import annotations
 
 import copy
-import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any
 
 import comfy.model_management
@@ -18,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .reach import patches_in, remembered
+from .reach import remembered
 
 #: The host's own margin between what it estimates and what it finds free.
 _MARGIN = 1.5
@@ -109,6 +108,7 @@ class BatchedModel:
         extra_args: what the sampler passes to it.
         batch: B, the pictures of the latent.
         keep_uncond: compute the unconditional picture even at cfg 1.
+        bounds: noise levels at which patches begin or end; those on either side of one do not share a call.
 
     Attributes:
         calls: model calls made so far, of so many rows. largest: most noise levels in one of them.
@@ -122,12 +122,13 @@ class BatchedModel:
         extra_args: dict[str, Any],
         batch: int,
         keep_uncond: bool = False,
+        bounds: Sequence[float] = (),
     ) -> None:
         self._keep_uncond = keep_uncond
         # a patch may keep something in the options, of another size than the plain sampler's
         options = comfy.model_patcher.create_model_options_clone(extra_args["model_options"])
         self._args = dict(extra_args, model_options=options)
-        self._model, self._batch = model, batch
+        self._model, self._batch, self.bounds = model, batch, tuple(bounds)
         self._guider = sized_guider(model.inner_model, batch)
         self._most: int | None = None  # rows that a call may hold, once memory has run out
         self.calls = self.rows = self.largest = 0
@@ -156,14 +157,6 @@ class BatchedModel:
         """What holds the patches of this run."""
         return self._args["model_options"], getattr(self._guider, "model_options", {})
 
-    @property
-    def acting(self) -> list[Any]:
-        """Patches of this run, and what a guider of another pack keeps beside prompts and networks."""
-        guider, found = self._guider, list(patches_in(self.patches))
-        if type(guider).__module__ not in ("comfy.samplers", "comfy_extras.nodes_custom_sampler"):
-            found.append({name: value for name, value in vars(guider).items() if type(value) in (int, float)})
-        return found
-
     def remembered(self) -> Callable[[], None]:
         """What the patches keep now; the returned function puts it back, and begins ControlNets of other packs anew."""
         put_back = remembered(*self.patches)
@@ -176,22 +169,14 @@ class BatchedModel:
 
         return begin_anew
 
-    def breaks(self, sigmas: Tensor, bounds: list[float]) -> tuple[int, ...]:
-        """Rows of the falling levels ``sigmas`` ``[K]`` from which other prompts, ControlNets or patches count.
-
-        ``bounds`` are levels at which patches begin or end. Whether one on a level counts for that is not known: both
-        the row and the next are told.
-        """
-        levels = sigmas.tolist()
-        active = [active_parts(self._guider, level) for level in levels]
-        found = {row for row in range(1, len(levels)) if active[row] != active[row - 1]}
-        for row, (high, low) in enumerate(itertools.pairwise(levels), 1):
-            found |= {row for bound in bounds if low * (1 - _SAME) <= bound <= high * (1 + _SAME)}
-        return tuple(sorted(found))
+    def breaks(self, sigmas: Tensor) -> tuple[int, ...]:
+        """Rows of the levels ``sigmas`` ``[K]`` from which other prompts, ControlNets or patches count."""
+        kinds = [self._kind(level) for level in sigmas.tolist()]
+        return tuple(row for row in range(1, len(kinds)) if kinds[row] != kinds[row - 1])
 
     def together(self, sigmas: Tensor) -> Tensor:
         """Those of the levels ``sigmas`` ``[K]`` that may share a call, the largest group of them."""
-        return sigmas[max(self._groups(sigmas), key=len)]
+        return sigmas[max(self.groups(sigmas), key=len)]
 
     def most(self, x: Tensor) -> int:
         """How many of the rows of ``x`` ``[W, B, ...]`` one call may hold by the host's own estimate of memory."""
@@ -200,7 +185,7 @@ class BatchedModel:
     def _evaluate(self, x: Tensor, sigma: Tensor, out: Tensor, uncond: Tensor | None) -> None:
         """Fill ``out``, and ``uncond`` where it is asked for, in calls of as many rows as fit."""
         levels = sigma.to(x.device, torch.float32)
-        for pending in self._groups(sigma):
+        for pending in self.groups(sigma):
             while pending:
                 comfy.model_management.throw_exception_if_processing_interrupted()
                 chosen = pending[: self._fitting(x, len(pending))]
@@ -212,12 +197,21 @@ class BatchedModel:
                     comfy.model_management.soft_empty_cache()
         self.output = out
 
-    def _groups(self, sigmas: Tensor) -> list[list[int]]:
+    def groups(self, sigmas: Tensor) -> list[list[int]]:
         """The rows that may share a call."""
-        groups: dict[tuple[bool, ...], list[int]] = {}
+        groups: dict[Hashable, list[int]] = {}
         for row, level in enumerate(sigmas.tolist()):
-            groups.setdefault(active_parts(self._guider, level), []).append(row)
+            groups.setdefault(self._kind(level), []).append(row)
         return list(groups.values())
+
+    def _kind(self, sigma: float) -> Hashable:
+        """Equal for noise levels at which the same prompts, ControlNets and patches count.
+
+        Whether a patch counts that begins or ends right there is not known.
+        """
+        above = sum(sigma > bound * (1 + _SAME) for bound in self.bounds)
+        on = sum(sigma >= bound * (1 - _SAME) for bound in self.bounds)
+        return active_parts(self._guider, sigma), above, on
 
     def _attempt(self, x: Tensor, levels: Tensor, rows: list[int], out: Tensor, uncond: Tensor | None) -> bool:
         """One call; False where several rows ran out of memory."""

@@ -13,11 +13,21 @@ from typing import Any
 
 from torch import Tensor
 
-from .reach import closure, reachable
+from .reach import closure, patches_in, reachable
 
 _ENDS = re.compile(r"start|end|min|max|low|high|begin|until")
 #: Levels that are taken for bounds, at most: what has more keeps something else under such names.
 _MOST = 8
+#: Where the host's own guiders are.
+_GUIDERS = ("comfy.samplers", "comfy_extras.nodes_custom_sampler")
+
+
+def acting(guider: Any, options: dict[str, Any]) -> list[Any]:
+    """The patches of a run, and the numbers that a guider of another pack keeps."""
+    found = list(patches_in([options, getattr(guider, "model_options", {})]))
+    if type(guider).__module__ not in _GUIDERS:
+        found.append({name: value for name, value in vars(guider).items() if type(value) in (int, float)})
+    return found
 
 
 def bounds_of(patches: list[Any], model_sampling: Any, sigmas: Tensor) -> list[float]:

@@ -13,7 +13,7 @@ from ...paratafusion_core.errors import NotFinite
 from .batched import BatchedModel
 from .guards import Trouble
 from .latency import Known
-from .probing import MIXES, probe, probe_alone
+from .probing import MIXES, probe, probe_alone, probe_two
 from .problem import Problem
 from .randomness import same_random_numbers
 from .settings import Settings
@@ -66,7 +66,7 @@ def fitting(
         problem = problem_for(settings)
         try:
             if trial is not None and problem.several:
-                _probe(trial, problem)
+                _probe(trial, problem.batched)
             elif trial is not None and problem.skips:
                 _probe_alone(trial, problem.batched)
             return problem, problem.batched.rows, None
@@ -110,28 +110,25 @@ def _look(batched: BatchedModel, x: Tensor, look: Callable[[], str | None], seve
     return found
 
 
-def _probe(trial: Trial, problem: Problem) -> None:
+def _probe(trial: Trial, batched: BatchedModel) -> None:
     """Try the model with several noise levels at once, unless that is known.
 
     Raises:
         Unfit: it mixes them, or does not take them (some networks refuse more than one picture).
         InterruptProcessingException: the user has cancelled.
     """
-    known, x, sigmas, batched = trial.known, trial.x, trial.sigmas, problem.batched
-    together = batched.together(sigmas)
-    if len(together) < 2:
+    known, x, sigmas = trial.known, trial.x, trial.sigmas
+    if len(batched.together(sigmas)) < 2:
         raise Unfit("no two of its evaluations have the same prompts and ControlNets", alone=True)
-    levels = tuple(together.tolist())
+    levels = tuple(sigmas.tolist())
     if known.trouble is None and known.mixes is None and levels not in known.apart:
-        share = float(together[0] / sigmas[0]) if sigmas[0] > 0 else 1.0
-        start = x * share if share < 1 else x
         try:
-            found = _look(batched, x, lambda: probe(batched, start, together, problem.bounds), several=True)
+            found = _look(batched, x, lambda: _together(batched, x, sigmas), several=True)
         except NotFinite:  # the solver will meet it, too; nothing is known
             return
         if found == MIXES:
             known.mixes = found
-            known.remember(known.steady, tuple(sigmas.tolist()))
+            known.remember(known.steady, levels)
         elif found is not None:
             known.trouble = found
         elif batched.largest < 2:
@@ -143,6 +140,22 @@ def _probe(trial: Trial, problem: Problem) -> None:
     if known.mixes is not None:
         raise Unfit(known.mixes, alone=True)
     known.remember(known.passed, trial.whole)
+
+
+def _together(batched: BatchedModel, x: Tensor, sigmas: Tensor) -> str | None:
+    """Probe the largest group of levels that may share a call; where patches have told their bounds the others, too."""
+    most, *others = sorted(batched.groups(sigmas), key=len, reverse=True)
+    found = probe(batched, _at(x, sigmas, most[0]), sigmas[most])
+    for rows in others if batched.bounds else ():
+        if found is None and len(rows) > 1:
+            found = probe_two(batched, _at(x, sigmas, rows[0]), sigmas[rows])
+    return found
+
+
+def _at(x: Tensor, sigmas: Tensor, row: int) -> Tensor:
+    """The start ``x`` with as much noise as at ``row``, or its own."""
+    share = float(sigmas[row] / sigmas[0]) if sigmas[0] > 0 else 1.0
+    return x * share if share < 1 else x
 
 
 def _probe_alone(trial: Trial, batched: BatchedModel) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -27,7 +25,7 @@ REMEMBERS = "this model or one of its patches remembers the call before, or draw
 MIXES = "the pictures of a batch influence each other in this model or one of its patches"
 
 
-def probe(denoise: Denoise, x: Tensor, sigmas: Tensor, bounds: Sequence[float] = ()) -> str | None:
+def probe(denoise: Denoise, x: Tensor, sigmas: Tensor) -> str | None:
     """What speaks against evaluating several levels in one batch, ``REMEMBERS`` or ``MIXES``, or None.
 
     That is where a row's result depends on the other rows of its batch, on its place in it or on their noise levels, or
@@ -41,12 +39,11 @@ def probe(denoise: Denoise, x: Tensor, sigmas: Tensor, bounds: Sequence[float] =
         denoise: the batched model call.
         x: a noisy state ``[B, ...]`` of the first level.
         sigmas: ``[K]`` noise levels of evaluations that may share a call.
-        bounds: levels at which patches begin or end: one between any two neighbours is tried.
 
     Raises:
         NotFinite: the model is not, and nothing can be told.
     """
-    levels = _tried(sigmas, bounds)
+    levels = _tried(sigmas)
     count, states = len(levels), _states(x, len(levels))
 
     def pair(place: int) -> tuple[Tensor, Tensor]:
@@ -92,6 +89,15 @@ def probe_alone(denoise: Denoise, x: Tensor, sigmas: Tensor) -> str | None:
     return REMEMBERS if _differ(soon, later) or _differ(behind, again) else None
 
 
+def probe_two(denoise: Denoise, x: Tensor, sigmas: Tensor) -> str | None:
+    """As :func:`probe`, ``MIXES`` or None, of a model that has passed it at other levels: states of the first and the
+    last of these stand in front of each other once each."""
+    levels, states = sigmas[[0, -1]], torch.stack(_states(x, 2))
+    forth, back = denoise(states, levels), denoise(states.flip(0), levels.flip(0)).flip(0)
+    _check_finite(forth, back)
+    return MIXES if _differ(forth[0], back[0]) or _differ(forth[1], back[1]) else None
+
+
 def probed(sigmas: Tensor) -> int:
     """Rows that :func:`probe` evaluates for these noise levels."""
     return 2 * len(_tried(sigmas)) + 4
@@ -106,22 +112,14 @@ def _nearby(x: Tensor) -> Tensor:
     return x + 0.08 * x.roll(1, -1)
 
 
-def _tried(sigmas: Tensor, bounds: Sequence[float] = ()) -> Tensor:
-    """The levels that the probe tries: 3 to 5 spread over the different ones among ``sigmas``, and the middle one of
-    each band between ``bounds`` that has none of these.
+def _tried(sigmas: Tensor) -> Tensor:
+    """``[3..5]`` the levels that the probe tries, spread over the different ones among ``sigmas``.
 
     Where there are two the second stands twice: in a ring of two each state would have the same companion both times.
     """
     found = list(dict.fromkeys(sigmas.tolist()))
     count = max(min(len(found), _TRIED), 3)
-    levels = [found[-(-i * (len(found) - 1) // (count - 1))] for i in range(count)]
-    for high, low in itertools.pairwise([math.inf, *sorted(bounds, reverse=True), -math.inf]):
-        band = [level for level in found if low < level <= high]
-        if band and not set(band) & set(levels):
-            levels.append(band[len(band) // 2])
-    if len(levels) > count:
-        levels.sort(key=found.index)
-    return torch.tensor(levels, dtype=torch.float64)
+    return torch.tensor([found[-(-i * (len(found) - 1) // (count - 1))] for i in range(count)], dtype=torch.float64)
 
 
 def _check_finite(*results: Tensor) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from ...paratafusion_core import Options, System
 from ...paratafusion_core.collocation import refusal
 from .batched import BatchedModel
-from .bounds import bounds_of
+from .bounds import acting, bounds_of
 from .capture import Captured
 from .settings import Settings
 from .uncond import FoldedModel, NumberedModel, by_level, distinct, fold_uncond
@@ -28,8 +28,7 @@ class Problem:
         captured: what was read off the sampler. system: its equations. batched: the host's model, denoise: what the
             engine calls, which is that model or goes through it. shown: ``denoise`` where the host shows another
             picture at the end than the result, else None.
-        bounds: noise levels at which patches begin or end. options: of the engine.
-        refusal: why collocation cannot serve this run, None if it can.
+        options: of the engine. refusal: why collocation cannot serve this run, None if it can.
     """
 
     captured: Captured
@@ -37,7 +36,6 @@ class Problem:
     batched: BatchedModel
     denoise: Denoise
     shown: LastStep | None
-    bounds: list[float]
     options: Options
     refusal: str | None
 
@@ -85,9 +83,11 @@ def problem_of(
     Raises:
         CaptureError: it cannot be stepped with one output a row.
     """
-    batched = BatchedModel(model, extra_args, x.shape[0], captured.keep_uncond)
-    bounds = bounds_of(batched.acting, model.inner_model.inner_model.model_sampling, sigmas)
-    system, denoise = _system(captured, batched, name, len(sigmas) - 1, bounds)
+    guider = model.inner_model
+    patches = acting(guider, extra_args["model_options"])
+    bounds = bounds_of(patches, guider.inner_model.model_sampling, sigmas)
+    batched = BatchedModel(model, extra_args, x.shape[0], captured.keep_uncond, bounds)
+    system, denoise = _system(captured, batched, name, len(sigmas) - 1)
     why: str | None
     if captured.U is not None:
         why = "the sampler reads the unconditional picture"
@@ -95,14 +95,12 @@ def problem_of(
         why = refusal(system, None if settings.rows is None else _options(settings, model, captured, None))
     shown = LastStep(denoise, batched, system.sigmas, captured) if captured.shows_another else None
     options = _options(settings, model, captured, why)
-    return Problem(captured, system, batched, shown or denoise, shown, bounds, options, why)
+    return Problem(captured, system, batched, shown or denoise, shown, options, why)
 
 
-def _system(
-    captured: Captured, batched: BatchedModel, name: str, steps: int, bounds: list[float]
-) -> tuple[System, Denoise]:
+def _system(captured: Captured, batched: BatchedModel, name: str, steps: int) -> tuple[System, Denoise]:
     """The engine's view of the captured run; where one row is shown each has its own level."""
-    breaks = batched.breaks(captured.sigmas, bounds)
+    breaks = batched.breaks(captured.sigmas)
     levels = distinct(captured.sigmas)
     if captured.U is not None:
         fold = fold_uncond(captured.C, captured.U)

@@ -17,7 +17,7 @@ from paratafusion_pack.nodes.host.settings import Outcome, Settings
 from paratafusion_pack.paratafusion_core import System
 from paratafusion_pack.paratafusion_core.report import fidelity
 from test_mixed import patched, with_values
-from tiny import conditioning, latent, sample, sigmas_of
+from tiny import conditioning, latent, relative, sample, sigmas_of
 from torch import Tensor
 
 COLLOCATION = Settings(solver="collocation", preset="standard")
@@ -60,13 +60,16 @@ def nearness(model: Any, settings: Settings, seeds: int = 3, **more: Any) -> tup
     return found, reports
 
 
-def ranged(model: Any, high: float, low: float, factor: float = 1.15) -> Any:
-    """A patch of another pack: it acts between two noise levels, and reads the level off the first picture."""
+def ranged(model: Any, high: float, low: float, told: tuple[float, float] | None = None, factor: float = 1.15) -> Any:
+    """A patch of another pack: it acts between two noise levels, and reads the level off the first picture.
+
+    ``told``: what it keeps under the names of bounds.
+    """
     model = model.clone()
-    sigma_start, sigma_end = high, low
+    sigma_start, sigma_end = told or (0.0, 0.0)
 
     def patch(args: dict[str, Any]) -> Tensor:
-        inside = sigma_end < float(args["sigma"][0]) <= sigma_start
+        inside = low < float(args["sigma"][0]) <= high and sigma_start >= sigma_end
         return args["denoised"] * (factor if inside else 1.0)
 
     model.set_model_sampler_post_cfg_function(patch)
@@ -110,7 +113,26 @@ def test_an_unknown_patch_with_a_range(demo, fresh):
     assert min(decibels) >= 38
 
 
-def test_a_narrow_band_of_a_guider_is_tried(flow_model, fresh):
+@pytest.mark.parametrize("told", [(0.7, 0.3), (0.75, 0.35), None], ids=["truly", "wrongly", "not at all"])
+def test_where_the_bounds_are_told_windows_are_served(flow_model, fresh, told):
+    """Rows on either side of one do not share a call, and each band is probed: what is told wrongly is found out."""
+    model, plain, outcome = ranged(flow_model, 0.7, 0.3, told), comfy.samplers.sampler_object("euler"), Outcome()
+    asked = {"positive": conditioning(1), "negative": conditioning(2), "latent_image": latent(model, 2)}
+    sigmas, settings = sigmas_of(model, "euler", 20), Settings(preset="strict", window=6)
+    reference = sample(model, plain, sigmas.clone(), **asked)
+    unpatched = sample(flow_model, plain, sigmas.clone(), **asked)
+    assert relative(unpatched, reference) > 0.05
+    result = sample(model, parallel(plain, settings, outcome), sigmas.clone(), **asked)
+    if told == (0.7, 0.3):
+        assert outcome.report.fallback is None and outcome.report.rounds < 20
+        assert outcome.report.probe_nfe == PROBED + 8  # three bands
+        assert relative(result, reference) < 1e-3
+    else:
+        assert "influence each other" in outcome.report.fallback
+        assert torch.equal(result, reference)
+
+
+def test_a_narrow_band_of_a_guider_is_found(flow_model, fresh):
     """Two of twelve steps, between the five levels that are tried in any case, and told by the first picture."""
 
     class Scheduled(comfy.samplers.CFGGuider):
@@ -135,16 +157,15 @@ def test_a_narrow_band_of_a_guider_is_tried(flow_model, fresh):
 
     outcome = Outcome()
     reference = run(None, outcome)
-    assert torch.equal(run(Settings(window=4), outcome), reference)
-    assert "influence each other" in outcome.report.fallback
-    run(Settings(solver="collocation", rows=9), outcome)
-    assert outcome.report.solver == "collocation"
+    result = run(Settings(preset="strict", window=4), outcome)
+    assert outcome.report.fallback is None and outcome.report.probe_nfe == PROBED + 4
+    assert relative(result, reference) < 1e-3
 
 
 def test_where_it_begins_and_ends_is_found_and_evaluated(demo, fresh, monkeypatch):
     made: list[System] = []
     monkeypatch.setattr(problem, "System", lambda *given: made.append(System(*given)) or made[-1])
-    _, report = draw(ranged(demo, 4.0, 0.7), COLLOCATION)
+    _, report = draw(ranged(demo, 4.0, 0.7, (4.0, 0.7)), COLLOCATION)
     levels = made[-1].sigmas
     assert made[-1].breaks == tuple(int((levels <= at).nonzero()[0]) for at in (4.0, 0.7))
     assert report.solver == "collocation"
