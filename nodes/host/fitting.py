@@ -37,13 +37,14 @@ class Trial:
 
     Attributes:
         known: of runs of this kind. x: the start. sigmas: ``[K]`` of its evaluations. whole: tells runs of these levels
-            before they are read off.
+            before they are read off. remembers: whether calls of one level each may depend on each other.
     """
 
     known: Known
     x: Tensor
     sigmas: Tensor
     whole: Hashable
+    remembers: bool
 
 
 def fitting(
@@ -67,7 +68,7 @@ def fitting(
         try:
             if trial is not None and problem.several:
                 _probe(trial, problem.batched)
-            elif trial is not None and problem.skips:
+            elif trial is not None and trial.remembers and problem.skips:
                 _probe_alone(trial, problem.batched)
             return problem, problem.batched.rows, None
         except Unfit as unfit:
@@ -80,7 +81,7 @@ def fitting(
     problem = problem_for(alone)
     if not problem.skips:
         raise Unfit(why)
-    if trial is not None:
+    if trial is not None and trial.remembers:
         _probe_alone(trial, problem.batched)
     return problem, spent + problem.batched.rows, why
 
@@ -119,7 +120,7 @@ def _probe(trial: Trial, batched: BatchedModel) -> None:
     """
     known, x, sigmas = trial.known, trial.x, trial.sigmas
     if len(batched.together(sigmas)) < 2:
-        raise Unfit("no two of its evaluations have the same prompts and ControlNets", alone=True)
+        raise Unfit("no two of its evaluations have the same prompts, ControlNets and patches", alone=True)
     levels = tuple(sigmas.tolist())
     if known.trouble is None and known.mixes is None and levels not in known.apart:
         try:

@@ -166,6 +166,13 @@ def has_readers(model: Any, options: dict[str, Any]) -> bool:
     return not _is_hosts(guider.inner_model) or _patched(guider, options)
 
 
+def may_remember(model: Any, options: dict[str, Any]) -> bool:
+    """Whether a call may depend on those before it: the host's own networks, ControlNets and hooks keep nothing."""
+    conds = [cond for conds in cond_lists(model.inner_model).values() for cond in conds]
+    theirs = any(type(own).__module__ != "comfy.controlnet" for cond in conds for own in controls_of(cond))
+    return theirs or has_readers(model, options)
+
+
 def _is_hosts(network: Any) -> bool:
     """Whether what it evaluates is a network of the host's, or the pack's own."""
     inside = type(getattr(network, "diffusion_model", None)).__module__

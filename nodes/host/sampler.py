@@ -18,7 +18,7 @@ from .batched import is_oom
 from .capture import CaptureError, capture, check_name
 from .choice import Leap, Look, NothingWins, plain_if_best
 from .fitting import Trial, Unfit, fitting
-from .guards import Trouble, has_readers, known_trouble, needs_probe, parts_of
+from .guards import Trouble, has_readers, known_trouble, may_remember, needs_probe, parts_of
 from .latency import KNOWN, Known
 from .live import Live
 from .notify import current_place
@@ -233,7 +233,9 @@ class _Run:
             def problem_for(settings: Settings) -> Problem:
                 return problem_of(captured, whole[0], settings, model, x, sigmas, run.extra_args)
 
-            trial = Trial(known, x, captured.sigmas, whole) if needs_probe(model, options) else None
+            trial = None
+            if needs_probe(model, options):
+                trial = Trial(known, x, captured.sigmas, whole, may_remember(model, options))
             problem, spent, why = fitting(problem_for, self._settings, trouble, trial)
         except CaptureError as error:
             raise Unfit(f"the sampler cannot be made parallel: {error}") from None

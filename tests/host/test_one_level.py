@@ -16,8 +16,8 @@ from paratafusion_pack.nodes.host.sampler import parallel
 from paratafusion_pack.nodes.host.settings import Outcome, Settings
 from paratafusion_pack.paratafusion_core import System
 from paratafusion_pack.paratafusion_core.report import fidelity
-from test_mixed import patched, with_values
-from tiny import conditioning, latent, relative, sample, sigmas_of
+from test_mixed import control_net, patched, unet_conds, with_values
+from tiny import conditioning, latent, load, relative, sample, sigmas_of
 from torch import Tensor
 
 COLLOCATION = Settings(solver="collocation", preset="standard")
@@ -216,6 +216,22 @@ def test_what_remembers_a_call_falls_back_at_window_1_too(flow_model, fresh, ren
 
 def test_plain_graphs_are_not_probed_alone(demo, fresh):
     assert draw(demo, COLLOCATION)[1].probe_nfe == 0
+
+
+def test_a_control_net_remembers_nothing(fresh):
+    """Its images are more than the pictures, which only calls of one level each take as the host's own sampler does."""
+    unet = load("sd15")
+    conds = {name: with_values(cond, control=control_net(unet, 2)) for name, cond in unet_conds().items()}
+    asked, plain, outcome = {**conds, "latent_image": latent(unet)}, comfy.samplers.sampler_object("euler"), Outcome()
+    sigmas = sigmas_of(unet, "euler", 20)
+    reference = sample(unet, plain, sigmas.clone(), **asked)
+    for rows, close in ((14, 0.05), (20, 1e-4)):
+        settings = Settings(solver="collocation", rows=rows)
+        result = sample(unet, parallel(plain, settings, outcome), sigmas.clone(), **asked)
+        assert outcome.report.solver == "collocation" and outcome.report.fallback is None
+        assert outcome.report.nfe == rows and outcome.report.probe_nfe == 0
+        assert "2 images for a batch of 1" in outcome.report.plan
+        assert relative(result, reference) < close
 
 
 def test_a_patch_that_keeps_calls_apart_is_probed_alone_once(demo, fresh):
