@@ -15,9 +15,11 @@ from torch import Tensor
 
 from .reach import closure, patches_in, reachable
 
-_ENDS = re.compile(r"start|end|min|max|low|high|begin|until")
+_ENDS = re.compile(r"start|end|min|max|low|high|begin|until|(?<![a-z])(lo|hi)(?![a-z])")
 #: Levels that are taken for bounds, at most: what has more keeps something else under such names.
-_MOST = 8
+_MOST = 6
+#: No noise level is above.
+_LARGEST = 1e6
 #: Where the host's own guiders are.
 _GUIDERS = ("comfy.samplers", "comfy_extras.nodes_custom_sampler")
 
@@ -43,10 +45,11 @@ def bounds_of(patches: list[Any], model_sampling: Any, sigmas: Tensor) -> list[f
 
 
 def _numbers(patches: list[Any]) -> Iterator[tuple[str, float]]:
-    for value in reachable(*patches):
+    own = [vars(patch) for patch in patches if hasattr(patch, "__dict__")]  # of the host's objects, too
+    for value in (*own, *reachable(*patches)):
         named = value if isinstance(value, dict) else closure(value)
         for name, number in list(named.items()):
-            if isinstance(name, str) and type(number) in (int, float) and math.isfinite(number):
+            if isinstance(name, str) and type(number) in (int, float) and 0 < number < _LARGEST:
                 yield name.lower(), float(number)
 
 
@@ -55,7 +58,7 @@ def _levels(name: str, value: float, model_sampling: Any, sigmas: Tensor) -> Ite
         return
     if "sigma" in name:
         yield value
-    elif "percent" in name and 0 < value < 1:
+    elif "percent" in name and value < 1:
         yield float(model_sampling.percent_to_sigma(value))
         row = math.ceil(value * (len(sigmas) - 1))
         yield float(sigmas[row - 1] + sigmas[row]) / 2

@@ -3,6 +3,7 @@ sampler. What is not known is tried on the model, with the artist's own patches.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 
@@ -10,6 +11,7 @@ import comfy.model_management
 from torch import Tensor
 
 from ...paratafusion_core.errors import NotFinite
+from ...paratafusion_core.plan import WORTH, Question, collocation_work
 from .batched import BatchedModel
 from .guards import Trouble
 from .latency import Known
@@ -31,13 +33,14 @@ class Unfit(Exception):
         self.alone = alone
 
 
-@dataclass(frozen=True)
+@dataclass
 class Trial:
     """A run whose graph is not known to keep pictures and calls apart.
 
     Attributes:
         known: of runs of this kind. x: the start. sigmas: ``[K]`` of its evaluations. whole: tells runs of these levels
             before they are read off. remembers: whether calls of one level each may depend on each other.
+        rows, seconds: what trying it has taken so far.
     """
 
     known: Known
@@ -45,57 +48,66 @@ class Trial:
     sigmas: Tensor
     whole: Hashable
     remembers: bool
+    rows: int = 0
+    seconds: float = 0.0
 
 
 def fitting(
     problem_for: Callable[[Settings], Problem], settings: Settings, trouble: Trouble | None, trial: Trial | None
-) -> tuple[Problem, int, str | None]:
-    """The problem to solve, the rows that it took to be sure, and why its calls are of one noise level each, or None.
-
-    These leave evaluations out, or the plain sampler is as fast.
+) -> tuple[Problem, str | None]:
+    """The problem to solve, and why its calls are of one noise level each; None where they need not be.
 
     Args:
         problem_for: what the run comes to with these settings. trouble: what is known against several levels in a call.
         trial: None where nothing else is in doubt.
 
     Raises:
-        Unfit: nothing serves this run. CaptureError: it cannot be stepped with one output a row.
-        InterruptProcessingException: the user has cancelled.
+        Unfit: nothing serves this run, or nothing that leaves evaluations out where calls are of one level each.
+        CaptureError: it cannot be stepped with one output a row. InterruptProcessingException: the user has cancelled.
     """
-    spent, why = 0, None if trouble is None else trouble.why
+    why = None if trouble is None else trouble.why
     if why is None:
         problem = problem_for(settings)
         try:
             if trial is not None and problem.several:
                 _probe(trial, problem.batched)
-            elif trial is not None and trial.remembers and problem.skips:
+            elif trial is not None and trial.remembers and problem.collocates:
                 _probe_alone(trial, problem.batched)
-            return problem, problem.batched.rows, None
+            return problem, None
         except Unfit as unfit:
             if not unfit.alone:
                 raise
-            spent, why = problem.batched.rows, str(unfit)
+            why = str(unfit)
     alone = settings.one_by_one
     if alone is None:
         raise Unfit(why)
     problem = problem_for(alone)
-    if not problem.skips:
+    if not problem.collocates:
+        raise Unfit(f"{why}; collocation, which could go one by one, does not serve it, as {problem.refusal}")
+    if settings.solver == "auto" and not _leaves_out(problem):
         raise Unfit(why)
     if trial is not None and trial.remembers:
         _probe_alone(trial, problem.batched)
-    return problem, spent + problem.batched.rows, why
+    return problem, why
 
 
-def _look(batched: BatchedModel, x: Tensor, look: Callable[[], str | None], several: bool) -> str | None:
+def _leaves_out(problem: Problem) -> bool:
+    """Whether so few evaluations are expected that this is worth it."""
+    K, options = problem.system.evaluations, problem.options
+    question = Question(K, options.tolerance, options.target, options.rows, breaks=len(problem.system.breaks))
+    return collocation_work(question, 1).rows < WORTH * K
+
+
+def _look(trial: Trial, batched: BatchedModel, look: Callable[[], str | None], several: bool) -> str | None:
     """What ``look`` at the model has found; where no such run follows, what patches remember is put back.
 
     Raises:
         Unfit: the model fails. NotFinite: it returned NaN or infinity. InterruptProcessingException: the user has
             cancelled.
     """
-    put_back = batched.remembered()
+    put_back, began, before = batched.remembered(), time.perf_counter(), batched.rows
     try:
-        with same_random_numbers(x, *batched.patches):
+        with same_random_numbers(trial.x, *batched.patches):
             found = look()
     except comfy.model_management.InterruptProcessingException:
         raise
@@ -106,6 +118,9 @@ def _look(batched: BatchedModel, x: Tensor, look: Callable[[], str | None], seve
         put_back()
         does = "does not take several noise levels at once" if several else "fails when steps are left out"
         raise Unfit(f"the model {does} ({type(error).__name__}: {error})", alone=several) from None
+    finally:
+        trial.seconds += time.perf_counter() - began
+        trial.rows += batched.rows - before
     if found is not None or (several and batched.largest < 2):
         put_back()
     return found
@@ -124,12 +139,11 @@ def _probe(trial: Trial, batched: BatchedModel) -> None:
     levels = tuple(sigmas.tolist())
     if known.trouble is None and known.mixes is None and levels not in known.apart:
         try:
-            found = _look(batched, x, lambda: _together(batched, x, sigmas), several=True)
+            found = _look(trial, batched, lambda: _together(batched, x, sigmas), several=True)
         except NotFinite:  # the solver will meet it, too; nothing is known
             return
         if found == MIXES:
             known.mixes = found
-            known.remember(known.steady, levels)
         elif found is not None:
             known.trouble = found
         elif batched.largest < 2:
@@ -169,11 +183,10 @@ def _probe_alone(trial: Trial, batched: BatchedModel) -> None:
     levels = tuple(sigmas.tolist())
     if known.trouble is None and levels not in known.steady:
         try:
-            known.trouble = _look(batched, x, lambda: probe_alone(batched, x, sigmas), several=False)
+            known.trouble = _look(trial, batched, lambda: probe_alone(batched, x, sigmas), several=False)
         except NotFinite:  # as above
             return
         if known.trouble is None:
             known.remember(known.steady, levels)
     if known.trouble is not None:
         raise Unfit(known.trouble)
-    known.remember(known.passed, trial.whole)

@@ -35,7 +35,7 @@ class Known:
     Attributes:
         model: whose latencies these are. residency: how its weights lay. parts: what is patched into it.
         apart: noise levels of runs that were tried several levels at once, and may be. steady: of runs whose calls do
-            not depend on each other. passed: what tells runs that were tried before they are read off.
+            not depend on each other. passed: what tells such of ``apart`` before they are read off.
         mixes: what speaks against several levels at once, trouble: against any parallel run; None for nothing.
         calls: {rows: seconds of the last rounds of so many}.
         steps: seconds of an evaluation in the host's own sampler, of the last runs that it made.

@@ -19,7 +19,7 @@ _TRIED = 5
 #: Rows that it evaluates then, and in how many calls.
 PROBED, PROBES = 2 * _TRIED + 4, _TRIED + 2
 #: Rows that :func:`probe_alone` evaluates.
-PROBED_ALONE = 6
+PROBED_ALONE = 10
 
 REMEMBERS = "this model or one of its patches remembers the call before, or draws random numbers"
 MIXES = "the pictures of a batch influence each other in this model or one of its patches"
@@ -70,23 +70,27 @@ def probe(denoise: Denoise, x: Tensor, sigmas: Tensor) -> str | None:
 def probe_alone(denoise: Denoise, x: Tensor, sigmas: Tensor) -> str | None:
     """What speaks against leaving out evaluations, ``REMEMBERS``, or None: calls are of one level each.
 
-    Again a call is made right behind one of states nearby and behind a distant one, here the same at a lower level,
-    which follows one of a higher level first and then itself: what begins anew where the noise rises shows there.
+    At both ends of the run a call is made right behind one of states nearby and behind a distant one, and one at the
+    next lower level behind these and behind itself: what begins anew where the noise rises shows there.
 
     Args and errors are those of :func:`probe`.
     """
     levels = _tried(sigmas)
-    states, late, last = _states(x, len(levels)), len(levels) - 2, len(levels) - 1
+    states = _states(x, len(levels))
 
-    def one(place: int) -> tuple[Tensor, Tensor]:
-        return states[place][None], levels[[place]].to(sigmas)
+    def one(place: int, aside: bool = False) -> Tensor:
+        state = states[place][None]
+        return denoise(_nearby(state) if aside else state, levels[[place]].to(sigmas))
 
-    x_late, at = one(late)
-    nearby = _nearby(x_late)
-    calls = [one(0), (x_late, at), (nearby, at), one(last), one(last), (nearby, at)]
-    first, then, soon, behind, again, later = (denoise(*call) for call in calls)
-    _check_finite(first, then, soon, behind, again, later)
-    return REMEMBERS if _differ(soon, later) or _differ(behind, again) else None
+    pairs: list[tuple[Tensor, Tensor]] = []
+    behind_near: list[tuple[int, Tensor]] = []
+    for place in (0, len(levels) - 2):
+        one(place)
+        behind_near.append((place, one(place, aside=True)))
+        pairs.append((one(place + 1), one(place + 1)))
+    pairs += [(soon, one(place, aside=True)) for place, soon in reversed(behind_near)]
+    _check_finite(*(D for pair in pairs for D in pair))
+    return REMEMBERS if any(_differ(a, b) for a, b in pairs) else None
 
 
 def probe_two(denoise: Denoise, x: Tensor, sigmas: Tensor) -> str | None:

@@ -40,8 +40,8 @@ class Problem:
     refusal: str | None
 
     @property
-    def skips(self) -> bool:
-        """Whether evaluations are left out in any case, at calls of one row each."""
+    def collocates(self) -> bool:
+        """Whether it is collocation's in any case."""
         return self.options.solver == "collocation"
 
     @property

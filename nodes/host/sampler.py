@@ -222,24 +222,21 @@ class _Run:
         planned, whole = None, (name_of(self.function), tuple(sigmas.tolist()))
         try:
             check_name(self.function)
-            if self._settings.plans and self.warm is None and not self._outcome.want_trajectory and trouble is None:
+            alone = self._settings.one_by_one is not None and (trouble is not None or known.mixes is not None)
+            if self._settings.plans and self.warm is None and not self._outcome.want_trajectory and not alone:
                 doubted = needs_probe(model, options) and whole not in known.passed
                 planned = plain_if_best(known, name_of(self.function), run.steps, self._settings, doubted)
             captured = capture(self.function, self.extra, model, x, sigmas, run.extra_args)
             if captured.handed_on and has_readers(model, options):
                 raise Unfit(f"the sampler passes {captured.handed_on[0]!r} to the model's patches in every step")
-            probing = time.perf_counter()
-
-            def problem_for(settings: Settings) -> Problem:
-                return problem_of(captured, whole[0], settings, model, x, sigmas, run.extra_args)
-
             trial = None
             if needs_probe(model, options):
                 trial = Trial(known, x, captured.sigmas, whole, may_remember(model, options))
-            problem, spent, why = fitting(problem_for, self._settings, trouble, trial)
+            given = model, x, sigmas, run.extra_args
+            problem, why = fitting(lambda s: problem_of(captured, whole[0], s, *given), self._settings, trouble, trial)
         except CaptureError as error:
             raise Unfit(f"the sampler cannot be made parallel: {error}") from None
-        probing = time.perf_counter() - probing
+        probing, spent = (0.0, 0) if trial is None else (trial.seconds, trial.rows)
         solution = self._solved(run, problem, known)
         report = solution.report
         known.learn(report)
@@ -302,8 +299,11 @@ class _Run:
                 raise Unfit("the model returned NaN or infinity") from error
             if put_back is None or not batched.failed or is_oom(error):
                 raise
+            words = f"({type(error).__name__}: {error})"
+            if batched.largest < 2:
+                raise Unfit(f"the model fails in the parallel run {words}") from None
             # a patch may keep what has the size of the call before; the plain sampler shows whether it is at fault
-            known.trouble = f"the model does not take calls of different sizes ({type(error).__name__}: {error})"
+            known.trouble = f"the model does not take calls of different sizes {words}"
             raise Unfit(known.trouble) from None
         solution.report.warm = cold or (solution.report.warm and solution.report.warm + foreign)
         kept = solution.trajectory

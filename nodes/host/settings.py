@@ -67,7 +67,10 @@ class Settings:
     def one_by_one(self) -> Settings | None:
         """These choices where calls are of one noise level each; None where they ask for nothing that is faster so."""
         asks = self.solver == "collocation" or (self.solver == "auto" and self.asks_target)
-        return replace(self, solver="collocation", window=None) if asks and self.own_refusal is None else None
+        # a cap of rounds was meant for such of many rows
+        wider = self.max_rounds is not None and (self.solver == "auto" or self.window not in (None, 1))
+        serves = asks and not wider and self.own_refusal is None
+        return replace(self, solver="collocation", window=None) if serves else None
 
     @property
     def plans(self) -> bool:

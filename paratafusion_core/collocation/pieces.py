@@ -64,11 +64,12 @@ def placed(
     worst tenth loses 4 dB.
     Windows above 1 that spend a number of rows have a front of ten rows, and gain nothing by breaks.
     """
-    for kept in range(len(breaks), 0, -1):
-        for spread in range(count, enough - 1, -1):
-            rows = _around(u, place(u, spread), breaks[:kept])
-            if len(rows) <= count:
-                return rows
+    least = place(u, enough)
+    kept = next((n for n in range(len(breaks), 0, -1) if len(_around(u, least, breaks[:n])) <= count), 0)
+    for spread in range(count, enough - 1, -1) if kept else ():
+        rows = _around(u, place(u, spread), breaks[:kept])
+        if len(rows) <= count:
+            return rows
     return place(u, count)
 
 
@@ -98,5 +99,5 @@ def placed_surely(u: Tensor, count: int, breaks: Sequence[int]) -> list[int]:
 
 
 def jumps(nodes: list[int], breaks: Sequence[int]) -> list[bool]:
-    """Of each gap between ``nodes`` whether a break lies in it."""
-    return [any(a < at <= b for at in breaks) for a, b in itertools.pairwise(nodes)]
+    """Of each gap between ``nodes`` whether it is a break that counts (``split``)."""
+    return [a == b - 1 and b in breaks for a, b in itertools.pairwise(nodes)]

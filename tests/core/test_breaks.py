@@ -45,6 +45,7 @@ def test_pieces_know_nothing_of_each_other() -> None:
     assert torch.equal(interpolation(u, nodes, slopes(u, nodes, ()), 1.0, ()), grid.interpolation(u, nodes))
     assert torch.equal(left_out(u, nodes, (8,))[3:, 3:], grid.left_out(u[[8, 12, 19]]))
     assert jumps(nodes, (8,)) == [False, False, True, False, False]
+    assert jumps(nodes, (5, 12)) == [False] * 5  # only what is split at counts
 
 
 @settings(max_examples=60, deadline=None)
@@ -116,6 +117,32 @@ def test_a_prompt_that_ends_on_the_way(window: int) -> None:
         assert found > 38 and solution.report.nfe < (32 if window == 1 else 48)
     worth = [sum(found - 0.5 * solution.report.nfe for found, solution in runs) for runs in (known, unknown)]
     assert worth[0] > worth[1]  # nearer, or from fewer evaluations
+
+
+def test_wide_windows_with_a_number_of_rows_lose_nothing() -> None:
+    """They do not place rows at breaks; the gap that holds one is looked at as any other."""
+    options = Options("collocation", window=4, rows=30, peak=2.0)
+    known, unknown = (sum(changed(seed, breaks, options)[0] for seed in range(4)) for breaks in (True, False))
+    assert known > unknown - 2
+
+
+def test_a_capped_run_goes_on_across_a_break() -> None:
+    """As the whole run does, but for the rounding of what it left."""
+    task, at = make_task(Setting("demo", "ddim", "normal", 50, 4.0), 0), 20
+    first, second = (model.denoiser(model.load(), prompt_of(0), cfg=cfg) for cfg in (4.0, 2.0))
+    level = float(task.system.sigmas[at])
+
+    def denoise(x: Tensor, sigma: Tensor) -> Tensor:
+        return torch.cat([(second if s <= level else first)(x[i : i + 1], s[None]) for i, s in enumerate(sigma)])
+
+    system = replace(task.system, breaks=(at,))
+    options = Options("collocation", window=1, target_db=42.0, data_rms=task.data_rms, peak=2.0)
+    whole = solve(system, denoise, options)
+    for rounds in (6, whole.report.rounds - 3):
+        sketch = solve(system, denoise, replace(options, max_rounds=rounds))
+        done = solve(system, denoise, options, warm=sketch.trajectory)
+        assert "continued behind" in (done.report.warm or "")
+        assert (fidelity(done.x, whole.x, 2.0).psnr_db or 0.0) > 50
 
 
 def test_other_solvers_do_not_mind(seed: int = 3) -> None:

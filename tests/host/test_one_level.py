@@ -21,6 +21,7 @@ from tiny import conditioning, latent, load, relative, sample, sigmas_of
 from torch import Tensor
 
 COLLOCATION = Settings(solver="collocation", preset="standard")
+STANDARD = Settings(preset="standard")
 ASKED = [
     COLLOCATION,
     Settings(preset="standard"),
@@ -76,14 +77,24 @@ def ranged(model: Any, high: float, low: float, told: tuple[float, float] | None
     return model
 
 
+@pytest.fixture
+def systems(monkeypatch) -> list[System]:
+    """Those that runs come to."""
+    made: list[System] = []
+    monkeypatch.setattr(problem, "System", lambda *given: made.append(System(*given)) or made[-1])
+    return made
+
+
 @pytest.mark.parametrize("settings", ASKED, ids=str)
-def test_a_known_patch_with_a_range(demo, settings, fresh):
+def test_a_known_patch_with_a_range(demo, settings, fresh, systems):
     model = patched(demo, "nodes_custom_sampler", "CFGOverride", 2.0, 0.3, 0.6)
     decibels, reports = nearness(model, settings)
     for report in reports:
         assert report.solver == "collocation" and report.fallback is None and set(report.rows_per_round) == {1}
         assert "one noise level a call, as CFG Override reads its range" in report.plan
         assert report.nfe < 40
+    ends = [float(model.get_model_object("model_sampling").percent_to_sigma(at)) for at in (0.3, 0.6)]
+    assert systems[-1].breaks == tuple(int((systems[-1].sigmas < end).nonzero()[0]) for end in ends)
     assert sum(decibels) / 3 >= 38 and min(decibels) >= 30
 
 
@@ -109,7 +120,7 @@ def test_an_unknown_patch_with_a_range(demo, fresh):
     decibels, reports = nearness(model, Settings(preset="standard"))
     for report in reports:
         assert report.solver == "collocation" and "as the pictures of a batch influence each other" in report.plan
-    assert [report.probe_nfe for report in reports] == [PROBED, 0, 0]
+    assert [report.probe_nfe for report in reports] == [PROBED + PROBED_ALONE, 0, 0]
     assert min(decibels) >= 38
 
 
@@ -162,12 +173,10 @@ def test_a_narrow_band_of_a_guider_is_found(flow_model, fresh):
     assert relative(result, reference) < 1e-3
 
 
-def test_where_it_begins_and_ends_is_found_and_evaluated(demo, fresh, monkeypatch):
-    made: list[System] = []
-    monkeypatch.setattr(problem, "System", lambda *given: made.append(System(*given)) or made[-1])
+def test_where_it_begins_and_ends_is_found_and_evaluated(demo, fresh, systems):
     _, report = draw(ranged(demo, 4.0, 0.7, (4.0, 0.7)), COLLOCATION)
-    levels = made[-1].sigmas
-    assert made[-1].breaks == tuple(int((levels <= at).nonzero()[0]) for at in (4.0, 0.7))
+    levels = systems[-1].sigmas
+    assert systems[-1].breaks == tuple(int((levels <= at).nonzero()[0]) for at in (4.0, 0.7))
     assert report.solver == "collocation"
 
 
@@ -175,7 +184,7 @@ def test_bounds_are_told_by_their_names(demo):
     class Patch:
         def __init__(self) -> None:
             self.kwargs = [{"sigma_end": 0.5, "weight": 0.8, "start_at_percent": 0.25, "end_percent": 1.0}]
-            self.low_sigma, self.steps_end, self.min_sigma = 0.3, 4, float("inf")
+            self.low_sigma, self.steps_end, self.min_sigma, self.max_sigma = 0.3, 4, float("inf"), 10**400
 
         def __call__(self) -> None: ...
 
@@ -184,20 +193,24 @@ def test_bounds_are_told_by_their_names(demo):
     assert bounds_of([Patch()], of_time, levels) == sorted([0.5, 0.3, *quarter], reverse=True)
     assert bounds_of([Patch()], of_time, levels[:4]) == [float(levels[0] + levels[1]) / 2]  # nothing outside the run
     many = Patch()
-    many.kwargs = [{f"sigma_start_{i}": 0.1 * (i + 1) for i in range(9)}]
+    many.kwargs = [{f"sigma_start_{i}": 0.1 * (i + 1) for i in range(9)}]  # nothing keeps so many
     assert bounds_of([many], of_time, levels) == [] == bounds_of([], of_time, levels)
 
 
-@pytest.mark.parametrize("renewed", [False, True])
-def test_what_remembers_a_call_falls_back_at_window_1_too(flow_model, fresh, renewed):
-    """Momentum is another one where steps are left out; found in a run that would never share a call."""
+@pytest.mark.parametrize("settings", [
+    Settings(solver="collocation", rows=14), Settings(solver="collocation", rows=20, window=2), STANDARD,
+], ids=str)  # fmt: skip
+@pytest.mark.parametrize("kind", ["lasting", "renewed", "early", "late"])
+def test_what_remembers_a_call_falls_back_at_window_1_too(flow_model, fresh, kind, settings):
+    """Momentum is another one where steps are left out; found in a run that would never share a call, too."""
     memory: dict[str, Any] = {}
 
     def momentum(args: dict[str, Any]) -> Tensor:
         D, sigma = args["denoised"], float(args["sigma"][0])
-        if renewed and sigma >= memory.get("sigma", 0.0):  # where the noise rises a new run begins
+        if kind != "lasting" and sigma >= memory.get("sigma", 0.0):  # where the noise rises a new run begins
             memory.clear()
-        D = 0.7 * D + 0.3 * memory.get("D", D)
+        if (sigma > 0.7) if kind == "early" else (sigma < 0.3) if kind == "late" else True:
+            D = 0.7 * D + 0.3 * memory.get("D", D)
         memory.update(D=D, sigma=sigma)
         return D
 
@@ -209,7 +222,7 @@ def test_what_remembers_a_call_falls_back_at_window_1_too(flow_model, fresh, ren
     reference = sample(model, plain, sigmas.clone(), **asked)
     memory.clear()
     outcome = Outcome()
-    result = sample(model, parallel(plain, Settings(solver="collocation", rows=14), outcome), sigmas.clone(), **asked)
+    result = sample(model, parallel(plain, settings, outcome), sigmas.clone(), **asked)
     assert "remembers the call before" in outcome.report.fallback
     assert torch.equal(result, reference)
 
@@ -257,6 +270,40 @@ def test_a_model_that_takes_one_picture(demo, fresh):
     assert "one noise level, please" in report.fallback and torch.equal(result, reference)
 
 
+def test_auto_leaves_a_run_that_would_leave_nothing_out(demo, fresh):
+    """And one that is capped: rounds were meant to have many rows."""
+    model = ranged(demo, 4.0, 0.7)
+    for settings, steps in ((STANDARD, 10), (Settings(preset="standard", max_rounds=4), 50)):
+        reference, _ = draw(model, Settings(solver="sequential"), steps=steps)
+        result, report = draw(model, settings, steps=steps)
+        assert "influence each other" in report.fallback and torch.equal(result, reference)
+    assert draw(model, COLLOCATION, steps=10)[1].solver == "collocation"  # asked for by name
+
+
+def test_why_collocation_does_not_serve_is_told(demo, fresh):
+    outcome = Outcome()
+    request = sampling.Request(
+        patched(demo, "nodes_mahiro", "Mahiro"), 0, 12, 4.0, "heun", "normal", prompt("large red circle"), prompt(""),
+        {"samples": torch.zeros(1, 3, 32, 32)},
+    )  # fmt: skip
+    sampling.run(request, COLLOCATION, outcome)
+    assert "Mahiro" in outcome.report.fallback and "noise levels do not fall" in outcome.report.fallback
+
+
+def test_a_failure_on_the_way_does_not_last(demo, fresh):
+    calls, model = torch.zeros(1), demo.clone()  # a list would be put back as it was
+
+    def failing(args: dict[str, Any]) -> Tensor:
+        calls.add_(1)
+        if calls == PROBED_ALONE + 5:
+            raise RuntimeError("once")
+        return 1.01 * args["denoised"]
+
+    model.set_model_sampler_post_cfg_function(failing)
+    assert "fails in the parallel run (RuntimeError: once)" in draw(model, COLLOCATION)[1].fallback
+    assert draw(model, COLLOCATION)[1].solver == "collocation"
+
+
 def test_two_rows_that_do_not_fit(demo, fresh, monkeypatch):
     from paratafusion_pack.nodes.host.batched import BatchedModel
 
@@ -272,15 +319,13 @@ def test_two_rows_that_do_not_fit(demo, fresh, monkeypatch):
     assert report.solver == "collocation" and "two noise levels at once do not fit" in report.plan
 
 
-def test_prompts_that_take_turns(demo, fresh, monkeypatch):
+def test_prompts_that_take_turns(demo, fresh, systems):
     """Their ends are known to the host."""
-    made: list[System] = []
-    monkeypatch.setattr(problem, "System", lambda *given: made.append(System(*given)) or made[-1])
     positive = prompt("large red circle", 0.0, 0.6) + prompt("large blue circle", 0.6, 1.0)
     decibels, reports = nearness(demo, COLLOCATION, positive=positive)
     assert all(report.solver == "collocation" and report.nfe < 40 for report in reports)
     assert sum(decibels) / 3 >= 40 and min(decibels) >= 36
-    assert all(len(system.breaks) == 1 for system in made)
+    assert systems and all(len(system.breaks) == 1 for system in systems)
 
 
 @pytest.mark.parametrize("count", [3, 4, 12])
