@@ -60,11 +60,12 @@ def test_both_sides_of_a_break_are_evaluated(kind: tuple[int, tuple[int, ...]], 
         assert surely == grid.place_surely(u, count)
     for a, b in itertools.pairwise([*breaks, steps]):
         assert sum(a <= row < b for row in surely) >= min(3, b - a)
-    rows = placed(grid.place, u, count, breaks)
-    assert rows == sorted({*rows}) and rows[0] == 0 and rows[-1] == steps - 1
-    assert len(rows) <= max(min(count, steps), 2)
-    if count >= 12 + 6 * len(breaks) or count >= steps >= 12:
-        assert both <= {*rows}
+    for place in (grid.place, grid.place_in_noise):
+        rows = placed(place, u, count, breaks)
+        assert rows == sorted({*rows}) and rows[0] == 0 and rows[-1] == steps - 1
+        assert len(rows) <= max(min(count, steps), 2)
+        if count >= 12 + 6 * len(breaks) or count >= steps >= 12:
+            assert both <= {*rows}
 
 
 def test_nothing_is_foreseen_behind_a_break() -> None:
