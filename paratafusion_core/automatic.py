@@ -10,7 +10,7 @@ from .iterate import iterate
 from .job import Job, Progress, Solution, predict_speedup
 from .opening import Replan, Shared
 from .options import TARGETS, Options
-from .plan import WORTH, Machine, Plan, Question, collocation_work
+from .plan import Machine, Plan, Question, leaves_out
 from .report import Report
 from .resume import obstacle
 from .timing import Timing
@@ -59,7 +59,7 @@ def _question(job: Job) -> tuple[Question, str | None]:
     why = None if not asks else "tolerance 0 is asked for" if options.tolerance == 0 else refusal(system)
     target = (options.target or 0.0) if asks and why is None else None
     question = Question(K, options.tolerance, target, options.rows, job.warm is not None, len(system.breaks))
-    if target is not None and collocation_work(question, 1).rows >= WORTH * K:
+    if target is not None and not leaves_out(question):
         question, why = replace(question, target=None), f"it takes as many rows as the run has, {K}"
     return question, why
 

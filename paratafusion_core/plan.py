@@ -318,6 +318,11 @@ def collocation_work(question: Question, window: int) -> Work:
     return Work(a * n + b, _SLIDING_ROWS * n + d)
 
 
+def leaves_out(question: Question) -> bool:
+    """Whether collocation is expected to leave so many evaluations out that it is worth it, at window 1."""
+    return collocation_work(question, 1).rows < WORTH * question.total
+
+
 def target_rows(total: int, target: float, asked: int | None = None) -> int:
     """Rows that collocation begins with towards ``target`` dB, of ``total``; ``asked`` for, at least ``_FEWEST``.
 

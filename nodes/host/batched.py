@@ -42,6 +42,12 @@ def controls_of(cond: dict[str, Any]) -> Iterator[Any]:
         control = getattr(control, "previous_controlnet", None)
 
 
+def foreign_controls(guider: Any) -> list[dict[str, Any]]:
+    """The conds with a ControlNet that is another pack's."""
+    conds = [cond for conds in cond_lists(guider).values() for cond in conds]
+    return [c for c in conds if any(type(own).__module__ != "comfy.controlnet" for own in controls_of(c))]
+
+
 def _single(value: Any) -> float:
     """``value`` rounded to float32, in which the host compares bounds with its noise levels."""
     return float(np.float32(float(value)))
@@ -160,8 +166,7 @@ class BatchedModel:
     def remembered(self) -> Callable[[], None]:
         """What the patches keep now; the returned function puts it back, and begins ControlNets of other packs anew."""
         put_back = remembered(*self.patches)
-        conds = [cond for conds in cond_lists(self._guider).values() for cond in conds]
-        theirs = [c for c in conds if any(type(own).__module__ != "comfy.controlnet" for own in controls_of(c))]
+        theirs = foreign_controls(self._guider)
 
         def begin_anew() -> None:
             put_back()
@@ -173,10 +178,6 @@ class BatchedModel:
         """Rows of the levels ``sigmas`` ``[K]`` from which other prompts, ControlNets or patches count."""
         kinds = [self._kind(level) for level in sigmas.tolist()]
         return tuple(row for row in range(1, len(kinds)) if kinds[row] != kinds[row - 1])
-
-    def together(self, sigmas: Tensor) -> Tensor:
-        """Those of the levels ``sigmas`` ``[K]`` that may share a call, the largest group of them."""
-        return sigmas[max(self.groups(sigmas), key=len)]
 
     def most(self, x: Tensor) -> int:
         """How many of the rows of ``x`` ``[W, B, ...]`` one call may hold by the host's own estimate of memory."""

@@ -11,7 +11,7 @@ import comfy.model_management
 from torch import Tensor
 
 from ...paratafusion_core.errors import NotFinite
-from ...paratafusion_core.plan import WORTH, Question, collocation_work
+from ...paratafusion_core.plan import Question, leaves_out
 from .batched import BatchedModel
 from .guards import Trouble
 from .latency import Known
@@ -93,9 +93,9 @@ def fitting(
 
 def _leaves_out(problem: Problem) -> bool:
     """Whether so few evaluations are expected that this is worth it."""
-    K, options = problem.system.evaluations, problem.options
-    question = Question(K, options.tolerance, options.target, options.rows, breaks=len(problem.system.breaks))
-    return collocation_work(question, 1).rows < WORTH * K
+    system, options = problem.system, problem.options
+    total, breaks = system.evaluations, len(system.breaks)
+    return leaves_out(Question(total, options.tolerance, options.target, options.rows, breaks=breaks))
 
 
 def _look(trial: Trial, batched: BatchedModel, look: Callable[[], str | None], several: bool) -> str | None:
@@ -134,7 +134,7 @@ def _probe(trial: Trial, batched: BatchedModel) -> None:
         InterruptProcessingException: the user has cancelled.
     """
     known, x, sigmas = trial.known, trial.x, trial.sigmas
-    if len(batched.together(sigmas)) < 2:
+    if max(map(len, batched.groups(sigmas))) < 2:
         raise Unfit("no two of its evaluations have the same prompts, ControlNets and patches", alone=True)
     levels = tuple(sigmas.tolist())
     if known.trouble is None and known.mixes is None and levels not in known.apart:

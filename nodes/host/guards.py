@@ -20,7 +20,7 @@ import comfy.model_patcher
 import numpy as np
 import torch
 
-from .batched import cond_lists, controls_of
+from .batched import cond_lists, controls_of, foreign_controls
 from .reach import closure, patches_in
 
 #: module (its last name) -> (functions, or any; why). Modules are the host's own node files and patches. In a call for
@@ -168,9 +168,7 @@ def has_readers(model: Any, options: dict[str, Any]) -> bool:
 
 def may_remember(model: Any, options: dict[str, Any]) -> bool:
     """Whether a call may depend on those before it: the host's own networks, ControlNets and hooks keep nothing."""
-    conds = [cond for conds in cond_lists(model.inner_model).values() for cond in conds]
-    theirs = any(type(own).__module__ != "comfy.controlnet" for cond in conds for own in controls_of(cond))
-    return theirs or has_readers(model, options)
+    return bool(foreign_controls(model.inner_model)) or has_readers(model, options)
 
 
 def _is_hosts(network: Any) -> bool:

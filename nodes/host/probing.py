@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
+from ...paratafusion_core.denoisers import Denoise
 from ...paratafusion_core.errors import NotFinite
-
-Denoise = Callable[[Tensor, Tensor], Tensor]
 
 #: Rows that do not touch each other agree to this, relative to the largest value; rows that do are off by 3e-2 or more.
 INDEPENDENT_WITHIN = 1e-2

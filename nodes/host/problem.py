@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,13 +10,12 @@ from torch import Tensor
 
 from ...paratafusion_core import Options, System
 from ...paratafusion_core.collocation import refusal
+from ...paratafusion_core.denoisers import Denoise
 from .batched import BatchedModel
 from .bounds import acting, bounds_of
 from .capture import Captured
 from .settings import Settings
 from .uncond import FoldedModel, NumberedModel, by_level, distinct, fold_uncond
-
-Denoise = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
