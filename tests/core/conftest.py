@@ -13,6 +13,7 @@ from paratafusion_core import System, schedules, schemes
 from paratafusion_core.demo.mixture import Mixture
 from paratafusion_core.denoisers import Denoise
 from paratafusion_core.noise import draw
+from paratafusion_core.plan import Machine
 
 # the problems are small: threads would only wait for each other
 torch.set_num_threads(1)
@@ -72,6 +73,18 @@ def flow_problem(seed: int = 0, batch: int = 1, dtype: torch.dtype = torch.float
     return Problem(schemes.euler(start.to(dtype), schedules.flow(28, shift=3.0), flow=True), denoise, flow=True)
 
 
+def ticking_machine(model: Denoise, w: float, c: float) -> tuple[Denoise, Machine, list[int]]:
+    """``model`` on a machine where a batch of b rows takes w + c b; the rows of its calls."""
+    now, calls = [0.0], list[int]()
+
+    def call(x: Tensor, sigma: Tensor) -> Tensor:
+        now[0] += w + c * len(x)
+        calls.append(len(x))
+        return model(x, sigma)
+
+    return call, Machine(clock=lambda: now[0], engine=0.0), calls
+
+
 @pytest.fixture
 def mixture() -> Callable[..., Problem]:
     return mixture_problem
@@ -85,6 +98,11 @@ def gaussian() -> Callable[..., Problem]:
 @pytest.fixture
 def flow() -> Callable[..., Problem]:
     return flow_problem
+
+
+@pytest.fixture
+def ticking() -> Callable[..., tuple[Denoise, Machine, list[int]]]:
+    return ticking_machine
 
 
 @pytest.fixture(params=[*SCHEMES, "flow"])

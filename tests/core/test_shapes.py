@@ -135,17 +135,21 @@ def test_report_is_plain_json(mixture: Callable) -> None:
 
 
 @pytest.mark.parametrize("solver", ["quasi-newton", "parataa", "picard", "collocation", "auto"])
-def test_the_layout_of_the_states_in_memory_changes_nothing(mixture: Callable, solver: str) -> None:
+def test_the_layout_of_the_states_in_memory_changes_nothing(mixture: Callable, ticking: Callable, solver: str) -> None:
     """Rows made image by image, say with a generator each, and put side by side afterwards."""
     problem = mixture("ddim", batch=2)
     rows = problem.system.S
     apart = rows.transpose(0, 1).contiguous().transpose(0, 1)
     assert torch.equal(apart, rows) and not apart.is_contiguous()
-    plain, other = (
-        solve(System(S, problem.system.C, problem.system.sigmas), problem.denoise, Options(solver, window=8)).x
-        for S in (rows, apart)
-    )
-    torch.testing.assert_close(other, plain, rtol=1e-9, atol=1e-9)
+    for w in (0.0, 9.0):  # auto goes row by row on the first machine, and in windows on the second
+        found = []
+        for S in (rows, apart):
+            call, machine, calls = ticking(problem.denoise, w, 1.0)
+            system = System(S, problem.system.C, problem.system.sigmas)
+            found.append((solve(system, call, Options(solver, window=8), machine=machine).x, calls))
+        (plain, seen), (other, others) = found
+        assert seen == others and (solver != "auto" or (max(seen[-4:]) > 1) == (w > 0))
+        torch.testing.assert_close(other, plain, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("solver", ["quasi-newton", "parataa", "picard", "collocation"])

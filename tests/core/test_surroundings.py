@@ -41,18 +41,6 @@ def run(steps: int = 30) -> System:
     return schemes.ddim(draw(0, 1, MIXTURE.shape)[0] * schedules.SIGMA_MAX, schedules.normal(steps))
 
 
-def ticking(model: Callable[[Tensor, Tensor], Tensor], w: float, c: float) -> tuple[Any, Machine, list[int]]:
-    """``model`` on a machine where a batch of b rows takes w + c b; the rows of its calls."""
-    now, calls = [0.0], list[int]()
-
-    def call(x: Tensor, sigma: Tensor) -> Tensor:
-        now[0] += w + c * len(x)
-        calls.append(len(x))
-        return model(x, sigma)
-
-    return call, Machine(clock=lambda: now[0], engine=0.0), calls
-
-
 @pytest.mark.parametrize("options", EVERY, ids=lambda o: f"{o.solver}-{o.preset}-{o.window}")
 def test_autocast_and_a_default_device_are_the_models_own(options: Options) -> None:
     seen: list[tuple[bool, str]] = []
@@ -74,7 +62,9 @@ def test_autocast_and_a_default_device_are_the_models_own(options: Options) -> N
 
 
 @pytest.mark.parametrize(("w", "preset", "rows"), [(1.0, "standard", None), (10.0, "sketch", 40), (0.0, "fine", None)])
-def test_solver_auto_keeps_nothing_that_the_model_may_overwrite(w: float, preset: str, rows: int | None) -> None:
+def test_solver_auto_keeps_nothing_that_the_model_may_overwrite(
+    w: float, preset: str, rows: int | None, ticking: Callable
+) -> None:
     buffer = torch.empty(64, 1, *MIXTURE.shape)
 
     def overwriting(x: Tensor, sigma: Tensor) -> Tensor:
@@ -102,7 +92,7 @@ def test_what_is_no_answer_is_said_in_a_sentence(preset: str, wrong: Callable[[T
         solve(run(), lambda x, sigma: wrong(x), Options("auto", preset=preset))
 
 
-def test_a_callback_is_told_of_each_round_once() -> None:
+def test_a_callback_is_told_of_each_round_once(ticking: Callable) -> None:
     call, machine, _ = ticking(denoise, 10.0, 1.0)
     told: list[int] = []
     options = Options("auto", preset="sketch", rows=40)
@@ -255,7 +245,7 @@ def test_collocation_spends_no_more_than_it_may(window: int | str, rows: int) ->
 
 
 @pytest.mark.parametrize("solver", ["collocation", "auto"])
-def test_two_rows_are_nothing_to_tell_a_fidelity_by(solver: str) -> None:
+def test_two_rows_are_nothing_to_tell_a_fidelity_by(solver: str, ticking: Callable) -> None:
     options = Options(solver, preset="standard", rows=2, data_rms=MIXTURE.data_rms)
     call, machine, _ = ticking(denoise, 0.0, 1.0)
     report = solve(run(20), call, options, machine=machine).report
@@ -285,7 +275,7 @@ def test_levels_that_are_none_are_refused(make: Callable[[], Tensor]) -> None:
         make()
 
 
-def test_a_first_call_that_is_late_is_no_measure_of_the_plain_sampler() -> None:
+def test_a_first_call_that_is_late_is_no_measure_of_the_plain_sampler(ticking: Callable) -> None:
     def late(first: float) -> float | None:
         call, machine, calls = ticking(denoise, 1.0, 1.0)
         now = machine.clock
