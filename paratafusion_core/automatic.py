@@ -118,7 +118,7 @@ def _by_window(job: Job, question: Question, shared: Shared, why: str | None) ->
     # the rows of a capped run, in half precision, are none of the plain sampler's
     alone = machine.most == 1 or (row_by_row(question, machine) is not None and not _goes_on(job))
     done = iterate(replace(job, denoise=timed, options=_windowed(job.options, alone)), pilot, machine.clock)
-    if max(done.report.window_per_round) == 1 < question.total:
+    if max(done.report.window_per_round) == 1:
         done.report.solver = "sequential"
     _tell_calls(done.report, shared)
     if pilot.plan is not None:
@@ -127,7 +127,7 @@ def _by_window(job: Job, question: Question, shared: Shared, why: str | None) ->
         done.report.plan = _without_collocation(done.report.window_reason, why)
     if job.options.tol is None and job.options.target_db is not None:
         done.report.preset = job.options.preset
-        if done.report.solver != "sequential":
+        if done.report.solver != "sequential" and done.report.tolerance > 0:
             how = f"; towards {job.options.target_db:g} dB by a tolerance of {done.report.tolerance:.2g}"
             done.report.plan = f"{done.report.plan}{how}"
     return done

@@ -110,12 +110,13 @@ def predict_speedup(report: Report) -> None:
     calls, spent = report.calls(), report.spent
     single = [seconds for rows, seconds in calls if rows == 1]
     report.predicted_speedup = None
-    if report.status != Status.CONVERGED.value or not single or spent <= 0:
+    if report.solver == "sequential" or report.status != Status.CONVERGED.value or not single or spent <= 0:
         return
     later: dict[int, list[float]] = {}
     for rows, seconds in calls[1:]:
         later.setdefault(rows, []).append(seconds)
-    one = min(seconds for _, seconds in calls)  # no row takes longer than several
+    # no row takes longer than several
+    one = typical(later[1]) if 1 in later else min(seconds for _, seconds in calls)
     latency = fit({rows: typical(seconds) for rows, seconds in later.items()})
     if 1 not in later and latency is not None:
         one = min(one, latency(1))

@@ -27,6 +27,10 @@ def draw(seed: int, batch: int, shape: Sequence[int], steps: int = 0) -> tuple[T
     for b in range(batch):
         state = np.random.SeedSequence([seed, b]).generate_state(1, np.uint64)[0]
         generator = torch.Generator().manual_seed(int(state) >> 1)
-        images.append(torch.randn(steps + 1, *shape, generator=generator, device="cpu"))
+        # one by one: the last numbers of a call depend on how many it draws
+        drawn = [
+            torch.randn(tuple(shape), generator=generator, dtype=torch.float32, device="cpu") for _ in range(steps + 1)
+        ]
+        images.append(torch.stack(drawn))
     stacked = torch.stack(images, dim=1)
     return stacked[0], stacked[1:]

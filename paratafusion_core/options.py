@@ -23,9 +23,9 @@ class Options:
     Attributes:
         solver: ``quasi-newton`` (default), ``parataa`` (the paper), ``picard`` (D held), ``picard-eps`` (eps held, as
             ParaDiGMS), ``sequential``, or ``collocation``: D evaluated on a few rows and interpolated on the others,
-            for samplers of one evaluation a step (at tolerance 0, all rows); one that adds noise in every step is
-            served at window 1 for a number of rows, half to three quarters of its steps, without a target. ``auto``
-            measures and takes what is predicted to be fastest: collocation where a target is asked for, else
+            for samplers of one evaluation a step (at tolerance 0, all rows one by one); one that adds noise in every
+            step is served at window 1 for a number of rows, half to three quarters of its steps, without a target.
+            ``auto`` measures and takes what is predicted to be fastest: collocation where a target is asked for, else
             quasi-newton or sequential.
         preset: ``fast``, ``balanced``, ``strict`` or ``exact``: the tolerance, when ``tol`` is None. ``sketch``,
             ``standard`` and ``fine`` are targets of 36, 42 and 48 dB for collocation, and tolerances of 1e-2, 3e-3 and

@@ -85,7 +85,7 @@ class Part:
 
     def __post_init__(self) -> None:
         rows = (-1, *self.rows)
-        if not all(isinstance(row, int) for row in rows) or any(a >= b for a, b in pairwise(rows)):
+        if not all(type(row) is int for row in rows) or any(a >= b for a, b in pairwise(rows)):
             raise ValueError(f"trajectory rows are {list(self.rows)!r:.80}; whole numbers that rise from 0 are allowed")
         changes = self.changes
         if changes is not None and (changes.ndim < 3 or len(changes) % 2 or 0 in changes.shape):

@@ -138,11 +138,14 @@ def _add_train(learn: argparse.ArgumentParser) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line; returns the exit code: 0, or 2 after bad input."""
+    """Run the command line; returns the exit code: 0, 2 after bad input, or 130 after Ctrl-C."""
     arguments = _parser().parse_args(argv)
     try:
         arguments.run(arguments)
     except (ValueError, OSError) as error:
         print(f"paratafusion {arguments.command}: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print(f"paratafusion {arguments.command}: interrupted", file=sys.stderr)
+        return 130
     return 0

@@ -9,7 +9,6 @@ network, 4.05 0.006 to 0.03.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -90,23 +89,24 @@ def look_again(
     single: bool,
     evaluate: Callable[[list[int], Tensor], Tensor],
     scales: Scales,
+    clock: Callable[[], float],
 ) -> Begun:
     """Evaluate the telling node again, at wider windows the last, too, and compare.
 
     Args:
         trajectory: ``[K, B, d]`` D of the earlier run. single: at window 1.
-        evaluate: ``(rows, y [n, B, d]) -> [n, B, d]``.
+        evaluate: ``(rows, y [n, B, d]) -> [n, B, d]``. clock: seconds, rising.
     """
     nodes = _restored(ground, part, trajectory)
     noise = scales.noise[nodes.rows]
     place = telling(noise)
     places = [place] if single else sorted({place, len(nodes.rows) - 1})
     rows, y = [nodes.rows[i] for i in places], nodes.y[places]
-    begin = time.perf_counter()
+    begin = clock()
     # one by one, as a run's first evaluations are: the automatic plan measures them
     d = torch.cat([evaluate([row], state[None]) for row, state in zip(rows, y, strict=True)])
     gap = (d - nodes.d[places]).square().mean(-1).amax(1).sqrt().cpu().double() / scales.data_rms
-    seconds = time.perf_counter() - begin
+    seconds = max(clock() - begin, 0.0)
     if not bool((gap <= rounding(noise[places])).all()):
         return Begun(None, Signs(), 0, 0, rows, y, d, seconds)
     signs = Signs((part.slope, part.slope_sigma), part.surprise)

@@ -63,6 +63,8 @@ def budget(ground: Ground, options: Options) -> Budget:
         front = placed(place_in_noise if ground.noisy else place, ground.u, rows, ground.breaks)
         return Budget(front, len(front), len(front), 1, [])
     rounds = collocation_rounds(rows, width, K)
+    if rounds >= K:  # no round is saved, so the exact picture costs no more
+        return Budget(list(range(K)), K, K, 1, [])
     front = place(ground.u, max(rounds - 1, 2), early=width > 2)
     inside = subdivide(ground.u, 0, front[1], width - 1)
     if width == 2:  # the automatic plan opens with it, and may go on with window 1

@@ -110,15 +110,18 @@ def collocate(
         _check_finite(scales, rows, d)
         return d
 
-    start = _start(job, scales, evaluate, report)
+    start = _start(job, scales, evaluate, report, clock)
     ground, nodes, signs, plan, before = start.ground, start.nodes, start.signs, start.plan, start.before
     report.window_reason = _in_words(plan, options)
     lasting = (1 + scales.noise**2) ** -0.25
     rows, finished, own, widest = plan.front[:1], False, None, plan.width
     while True:
         started = clock()
+        before_it = 0.0
         if start.checked is not None and report.rounds == 0:
             rows, y, d, elapsed = start.checked.rows, start.checked.y, start.checked.d, start.checked.seconds
+            before_it = elapsed
+            report.recalled += [0] * (len(rows) > 1)  # they were evaluated one by one
         else:
             y = states(ground, nodes, rows)
             d = evaluate(rows, y)
@@ -145,7 +148,7 @@ def collocate(
         finished = finished or not rows  # nothing left to gain: the front always has a next row
         frozen = ground.total if finished else _way(plan, nodes, spent[0])
         report.frozen_per_round.append(frozen)
-        report.seconds_per_round.append(max(clock() - started, 0.0))
+        report.seconds_per_round.append(before_it + max(clock() - started, 0.0))
         tell(frozen, 0, [*report.residuals[-1][1]], picture)
         if finished or report.rounds >= (options.max_rounds or math.inf):
             break
@@ -179,10 +182,16 @@ class _Start:
     before: Tensor | None = None
 
 
-def _start(job: Job, scales: Scales, evaluate: Callable[[list[int], Tensor], Tensor], report: Report) -> _Start:
+def _start(
+    job: Job,
+    scales: Scales,
+    evaluate: Callable[[list[int], Tensor], Tensor],
+    report: Report,
+    clock: Callable[[], float],
+) -> _Start:
     """Take over what an earlier run leaves: its nodes where it was capped, else its D."""
     system, options, old = job.system, job.options, job.earlier()
-    begun = None if old is None else _begun(job, old, scales, evaluate, report)
+    begun = None if old is None else _begun(job, old, scales, evaluate, report, clock)
     if begun is not None and begun.nodes is not None:
         ground = _ground(system, scales, None)
         plan = budget(ground, options)
@@ -197,7 +206,12 @@ def _start(job: Job, scales: Scales, evaluate: Callable[[list[int], Tensor], Ten
 
 
 def _begun(
-    job: Job, old: Tensor, scales: Scales, evaluate: Callable[[list[int], Tensor], Tensor], report: Report
+    job: Job,
+    old: Tensor,
+    scales: Scales,
+    evaluate: Callable[[list[int], Tensor], Tensor],
+    report: Report,
+    clock: Callable[[], float],
 ) -> Begun | None:
     """What an earlier capped run had, checked; the report gets the reason if it is of no use."""
     part = None if job.warm is None else job.warm.part
@@ -211,10 +225,11 @@ def _begun(
     if ground.noisy and list(part.rows) != budget(ground, job.options).front[: len(part.rows)]:
         report.warm = f"{report.warm}; nothing of the sketch is taken over, as its rows lie otherwise"
         return None
-    begun = look_again(ground, part, old, job.options.window in (1, "auto"), evaluate, scales)
+    begun = look_again(ground, part, old, job.options.window in (1, "auto"), evaluate, scales, clock)
     report.warm = begun.in_words()
     if begun.nodes is None:
         report.probe_nfe = len(begun.rows)
+        report.model_seconds += begun.seconds
     return begun
 
 

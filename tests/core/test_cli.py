@@ -333,6 +333,15 @@ def test_numbers_that_are_too_large_are_cut(run: Cli) -> None:
     assert run(*MIXTURE, "--history", 10**21)[0] == 0
 
 
+def test_ctrl_c_is_a_word_and_no_traceback(run: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*args: Any, **more: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sample, "solve", interrupted)
+    code, out, err = run(*MIXTURE)
+    assert (code, out) == (130, "") and err.endswith("paratafusion sample: interrupted\n")
+
+
 def test_the_installed_command(tmp_path: Path) -> None:
     command = shutil.which("paratafusion", path=sysconfig.get_path("scripts"))
     assert command, "the package is not installed here: python -m pip install -e '.[dev]'"

@@ -345,6 +345,8 @@ def test_a_target_holds_for_the_solver_that_is_chosen(task, target, least):
         ({"engine": -1.0}, "machine engine is -1.0"),
         ({"most": 0}, "machine most is 0"),
         ({"most": 1.5}, "machine most is 1.5"),
+        ({"latencies": None}, "machine latencies is a NoneType; a mapping"),
+        ({"clock": None}, "machine clock is a NoneType; a function"),
     ],
 )
 def test_a_machine_that_cannot_be_is_refused(known, words):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -387,3 +388,29 @@ def test_the_speed_of_a_run_that_goes_on_is_that_of_its_own_rows():
     report.warm = "continued behind 12 final rows of the same run"
     predict_speedup(report)
     assert report.predicted_speedup == pytest.approx(8 / 5)
+
+
+@pytest.mark.parametrize(("window", "rows"), [(1, 16), (4, 24)])
+def test_what_a_collocation_sketch_is_checked_by_is_the_models_time(mixture: Make, window: int, rows: int) -> None:
+    """The rounds hold it, and a run that finishes a sketch is no slower than its rows."""
+    given, took = mixture("ddim"), []
+
+    def slow(x: Tensor, sigma: Tensor) -> Tensor:
+        began = time.perf_counter()
+        time.sleep(0.01)
+        D = given.denoise(x, sigma)
+        took.append(time.perf_counter() - began)
+        return D
+
+    options = Options("collocation", window=window, rows=rows)
+    sketch = solve(given.system, slow, replace(options, max_rounds=5)).trajectory
+    took.clear()
+    report = solve(given.system, slow, options, warm=sketch).report
+    assert report.spent >= report.model_seconds >= 0.99 * sum(took)
+    assert report.seconds_per_round[0] >= took[0]
+    # two rows that were evaluated one by one are no call of two
+    assert len(report.calls()) == report.rounds - (window > 1)
+    other = replace(given, denoise=lambda x, sigma: 0.5 * slow(x, sigma))
+    took.clear()
+    refused = solve(given.system, other.denoise, options, warm=sketch).report
+    assert "do not hold here" in refused.warm and refused.model_seconds >= 0.99 * sum(took)

@@ -63,6 +63,24 @@ def dpmpp(x: Tensor, sigmas: Tensor, eta: float, noise: Tensor) -> Tensor:
     return x
 
 
+@pytest.mark.parametrize("shape", [(), (2,), (3, 5, 5), (4, 8, 8)])
+def test_a_longer_run_draws_the_same_numbers(shape: tuple[int, ...]) -> None:
+    start, noise = draw(3, 2, shape, 11)
+    for steps in (0, 1, 10):
+        first, others = draw(3, 2, shape, steps)
+        assert torch.equal(first, start) and torch.equal(others, noise[:steps])
+
+
+def test_a_default_dtype_is_no_matter_of_the_noise() -> None:
+    plain = draw(0, 1, (3, 5), 2)
+    torch.set_default_dtype(torch.float64)
+    try:
+        other = draw(0, 1, (3, 5), 2)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert all(a.dtype == torch.float32 and torch.equal(a, b) for a, b in zip(other, plain, strict=True))
+
+
 @pytest.fixture
 def draws() -> tuple[Tensor, Tensor]:
     start, noise = draw(5, 2, (12,), 24)
