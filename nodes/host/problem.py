@@ -13,7 +13,7 @@ from ...paratafusion_core.collocation import refusal
 from ...paratafusion_core.denoisers import Denoise
 from .batched import BatchedModel
 from .bounds import acting, bounds_of
-from .capture import Captured
+from .capture import Captured, CaptureError
 from .settings import Settings
 from .uncond import FoldedModel, NumberedModel, by_level, distinct, fold_uncond
 
@@ -79,7 +79,8 @@ def problem_of(
         name: of the sampler. model, x, sigmas, extra_args: what it was called with.
 
     Raises:
-        CaptureError: it cannot be stepped with one output a row.
+        CaptureError: it cannot be stepped with one output a row, or is no system of the engine's.
+        ValueError: a setting is out of range.
     """
     guider = model.inner_model
     patches = acting(guider, extra_args["model_options"])
@@ -97,20 +98,33 @@ def problem_of(
 
 
 def _system(captured: Captured, batched: BatchedModel, name: str, steps: int) -> tuple[System, Denoise]:
-    """The engine's view of the captured run; where one row is shown each has its own level."""
+    """The engine's view of the captured run; where one row is shown each has its own level.
+
+    Raises:
+        CaptureError: see :func:`problem_of`.
+    """
     breaks = batched.breaks(captured.sigmas)
     levels = distinct(captured.sigmas)
     if captured.U is not None:
         fold = fold_uncond(captured.C, captured.U)
         folded = FoldedModel(batched, fold, captured.sigmas, levels)
-        return System(captured.S, fold.C, levels, name, steps, breaks), folded
+        return _checked(captured.S, fold.C, levels, name, steps, breaks), folded
     if not captured.shows_another or len(captured.sigmas.unique()) == len(levels):
-        return System(captured.S, captured.C, captured.sigmas, name, steps, breaks), batched
+        return _checked(captured.S, captured.C, captured.sigmas, name, steps, breaks), batched
     numbered = NumberedModel(batched, captured.sigmas, levels)
-    return System(captured.S, captured.C, levels, name, steps, breaks), numbered
+    return _checked(captured.S, captured.C, levels, name, steps, breaks), numbered
+
+
+def _checked(*given: Any) -> System:
+    """The system; CaptureError where it is none, as with noise levels below 0."""
+    try:
+        return System(*given)
+    except ValueError as error:
+        raise CaptureError(str(error)) from None
 
 
 def _options(settings: Settings, model: Any, captured: Captured, refusal: str | None) -> Options:
+    """The engine's options; ValueError where a setting is out of range, CaptureError where the model is."""
     sampling = model.inner_model.inner_model.model_sampling
     flow = isinstance(sampling, comfy.model_sampling.CONST) and float(captured.sigmas.max()) <= 1.0
     rms = getattr(sampling, "data_rms", None) or getattr(sampling, "sigma_data", None) or 1.0
@@ -118,7 +132,11 @@ def _options(settings: Settings, model: Any, captured: Captured, refusal: str | 
         _number(getattr(model.inner_model, name, None)) for name in ("cfg", "cfg1", "cfg2")
     ]  # of two prompts, too
     cfg = max((scale for scale in scales if scale is not None), default=None)
-    return settings.options(flow, float(rms), refusal=refusal, cfg=cfg)
+    try:
+        return settings.options(flow, float(rms), refusal=refusal, cfg=cfg)
+    except ValueError as error:
+        settings.options(False, 1.0, refusal=refusal, cfg=cfg)
+        raise CaptureError(str(error)) from None
 
 
 def _number(scale: Any) -> float | None:

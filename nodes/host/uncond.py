@@ -58,13 +58,22 @@ def fold_uncond(C: Tensor, U: Tensor) -> Fold:
 
 
 def distinct(sigmas: Tensor) -> Tensor:
-    """``sigmas`` with repeated levels moved by float32's least step, so that a level names its row."""
-    seen: set[float] = set()
+    """``sigmas`` with repeated levels moved by float32's least step, so that a level names its row.
+
+    Earlier ones go down, as a flow's largest level is its last, and the order of repeated ones stays that of no falling
+    schedule, which collocation would take. Later ones go up where nothing is below, at 0.
+    """
     moved = sigmas.float()
-    for i, level in enumerate(moved):
+    at_zero = moved <= torch.finfo(moved.dtype).tiny
+    rows = range(len(moved))
+    up, down = (moved.new_tensor(end) for end in (torch.inf, 0.0))
+    order = [(row, up) for row in rows if at_zero[row]] + [(row, down) for row in reversed(rows) if not at_zero[row]]
+    seen: set[float] = set()
+    for row, end in order:
+        level = moved[row]
         while float(level) in seen:
-            level = torch.nextafter(level, level.new_tensor(torch.inf))
-        moved[i] = level
+            level = torch.nextafter(level, end)
+        moved[row] = level
         seen.add(float(level))
     return moved.double()
 

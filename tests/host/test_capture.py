@@ -188,3 +188,14 @@ def test_repeated_levels_still_name_their_row():
     levels = distinct(torch.tensor([1.0, 0.5, 0.5, 0.5, 0.1], dtype=torch.float64))
     assert len(set(levels.float().tolist())) == 5
     assert torch.allclose(levels, torch.tensor([1.0, 0.5, 0.5, 0.5, 0.1], dtype=torch.float64), rtol=1e-6)
+
+
+def test_repeated_levels_stay_inside_their_bounds_and_do_not_fall():
+    """A flow's largest level is 1; collocation takes what falls, and ParaTAA takes a fall for noise that was added."""
+    given = torch.tensor([1.0, 1.0, 0.5, 1.0, 0.3, 0.3, 0.3, 0.0, 0.0, 1e-45, 1e-45])
+    levels = distinct(given.double())
+    assert len(set(levels.float().tolist())) == len(given)
+    assert levels.max() == 1 and levels.min() == 0
+    assert torch.allclose(levels.float(), given, rtol=1e-6)
+    rises = levels.diff()
+    assert all(rises[row] > 0 for row, change in enumerate(given.diff().tolist()) if change == 0)

@@ -42,6 +42,45 @@ def test_exact_is_the_hosts_own_picture(name, kind, within, request, record_prop
 
 
 @pytest.mark.parametrize(
+    "settings", [EXACT, Settings(preset="standard"), Settings("parataa", "strict", window=8)], ids=str
+)
+@pytest.mark.parametrize(
+    ("name", "levels"), [("euler", [1.0, 1.0, 0.9, 0.7, 0.5]), ("dpmpp_2m", [1.0, 0.6, 0.3, 1.0, 0.6, 0.3])]
+)
+def test_a_flow_that_begins_with_its_largest_level_twice(flow_model, name, levels, settings):
+    """Noise is left over, so that rows are told apart by their levels."""
+    error, outcome = compare(flow_model, name, settings=settings, sigmas=torch.tensor(levels))
+    assert outcome.report.fallback is None and outcome.report.solver != "collocation"
+    assert error < (1e-4 if settings is EXACT else 1e-2)
+
+
+@pytest.mark.parametrize("settings", [EXACT, Settings(preset="standard")], ids=str)
+@pytest.mark.parametrize("name", ["euler", "heun", "uni_pc", "lcm"])
+def test_a_level_below_zero_falls_back(flow_model, name, settings):
+    inner, levels = comfy.samplers.sampler_object(name), torch.tensor([1.0, 0.5, -0.1, 0.0])
+    asked = {"positive": conditioning(1), "negative": conditioning(2), "latent_image": latent(flow_model)}
+    torch.manual_seed(0)
+    reference = sample(flow_model, inner, levels.clone(), **asked)
+    outcome = Outcome()
+    torch.manual_seed(0)
+    result = sample(flow_model, parallel(inner, settings, outcome), levels.clone(), **asked)
+    assert outcome.report.fallback
+    if name != "uni_pc":  # which takes its logarithm
+        assert "sigmas holds -0.1" in outcome.report.fallback
+    assert torch.equal(result.nan_to_num(7.0), reference.nan_to_num(7.0))
+
+
+def test_a_model_of_no_size_falls_back_and_a_setting_out_of_range_does_not(flow_model, monkeypatch):
+    with pytest.raises(ValueError, match="window"):
+        compare(flow_model, "euler", settings=Settings(window=-3))
+    monkeypatch.setattr(flow_model.get_model_object("model_sampling"), "data_rms", -1.0, raising=False)
+    error, outcome = compare(flow_model, "euler")
+    assert "data_rms is -1.0" in outcome.report.fallback and error == 0
+    with pytest.raises(ValueError, match="window"):
+        compare(flow_model, "euler", settings=Settings(window=-3))
+
+
+@pytest.mark.parametrize(
     ("name", "given"),
     [
         ("sampler", ("euler", EXACT, Outcome())),
