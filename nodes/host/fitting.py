@@ -26,11 +26,12 @@ class Unfit(Exception):
 
     Attributes:
         alone: whether it still can in calls of one noise level each.
+        suspect: what is to remember the reason, if the plain sampler shows that the model itself is not at fault.
     """
 
-    def __init__(self, why: str, alone: bool = False) -> None:
+    def __init__(self, why: str, alone: bool = False, suspect: Known | None = None) -> None:
         super().__init__(why)
-        self.alone = alone
+        self.alone, self.suspect = alone, suspect
 
 
 @dataclass

@@ -164,12 +164,12 @@ class _Run:
             self._outcome.report.probe_nfe += looked
         return result
 
-    def _parallel(self, run: _Given, looked: int = 0) -> tuple[Tensor | None, NothingWins | str | None]:
+    def _parallel(self, run: _Given, looked: int = 0) -> tuple[Tensor | None, NothingWins | Unfit | None]:
         """The parallel run's result, or None and why there is none; ``looked`` rows were evaluated before it."""
         try:
             return self._solve(run, looked), None
         except Unfit as unfit:
-            return None, str(unfit)
+            return None, Unfit(str(unfit), suspect=unfit.suspect)  # the one raised would keep this run's tensors
         except NothingWins as wins:
             return None, wins.with_traceback(None)  # whose frames would keep this run's tensors
         except Exception as error:
@@ -177,16 +177,16 @@ class _Run:
                 raise
         # here, outside the handlers, the failed run's tensors are no longer referenced
         comfy.model_management.soft_empty_cache()
-        return None, _NO_MEMORY
+        return None, Unfit(_NO_MEMORY)
 
-    def _plain(self, run: _Given, why: NothingWins | str | None = None, look: Look | None = None) -> Tensor:
+    def _plain(self, run: _Given, why: NothingWins | Unfit | None = None, look: Look | None = None) -> Tensor:
         """The host's own sampler: asked for, chosen, or fallen back to; ``look`` measures it.
 
         Raises:
             Leap: ``look`` has found a parallel run to be clearly faster.
         """
         begun, steps, name = time.perf_counter(), run.steps, name_of(self.function)
-        reason = why if isinstance(why, str) else None
+        reason = str(why) if isinstance(why, Unfit) else None
         model, evaluations = counted(run.model, steps, look)
         callback = run.live.sequential(reason, run.callback)
         result = self.function(
@@ -200,6 +200,8 @@ class _Run:
         )
         if look is not None:
             look.finish()
+        if isinstance(why, Unfit) and why.suspect is not None:
+            why.suspect.trouble = reason
         if reason is not None:
             fallback(self._outcome, name, steps, evaluations(), self._settings, reason, run.started)
             return result
@@ -303,8 +305,7 @@ class _Run:
             if batched.largest < 2:
                 raise Unfit(f"the model fails in the parallel run {words}") from None
             # a patch may keep what has the size of the call before; the plain sampler shows whether it is at fault
-            known.trouble = f"the model does not take calls of different sizes {words}"
-            raise Unfit(known.trouble) from None
+            raise Unfit(f"the model does not take calls of different sizes {words}", suspect=known) from None
         solution.report.warm = cold or (solution.report.warm and solution.report.warm + foreign)
         kept = solution.trajectory
         self._outcome.trajectory = None if kept is None else replace(kept, latent=latent)

@@ -60,8 +60,8 @@ def fold_uncond(C: Tensor, U: Tensor) -> Fold:
 def distinct(sigmas: Tensor) -> Tensor:
     """``sigmas`` with repeated levels moved by float32's least step, so that a level names its row.
 
-    Earlier ones go down, as a flow's largest level is its last, and the order of repeated ones stays that of no falling
-    schedule, which collocation would take. Later ones go up where nothing is below, at 0.
+    Earlier ones go down: above 1 no flow has a level, and repeated ones must not fall, as if they were a schedule that
+    collocation serves. At 0, where nothing is below, later ones go up.
     """
     moved = sigmas.float()
     at_zero = moved <= torch.finfo(moved.dtype).tiny

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import ModuleType
 from typing import Any
 
 import comfy.model_management
@@ -11,7 +12,7 @@ import torch
 from paratafusion_pack.nodes.demo import DemoModel, DemoPrompt
 from paratafusion_pack.nodes.host import problem, sampling
 from paratafusion_pack.nodes.host.bounds import bounds_of
-from paratafusion_pack.nodes.host.probing import PROBED, PROBED_ALONE, REMEMBERS, probe_alone
+from paratafusion_pack.nodes.host.probing import PROBED, PROBED_ALONE, PROBES, REMEMBERS, probe_alone
 from paratafusion_pack.nodes.host.sampler import parallel
 from paratafusion_pack.nodes.host.settings import Outcome, Settings
 from paratafusion_pack.paratafusion_core import System
@@ -302,6 +303,24 @@ def test_a_failure_on_the_way_does_not_last(demo, fresh):
     model.set_model_sampler_post_cfg_function(failing)
     assert "fails in the parallel run (RuntimeError: once)" in draw(model, COLLOCATION)[1].fallback
     assert draw(model, COLLOCATION)[1].solver == "collocation"
+
+
+def test_what_fails_in_the_plain_sampler_too_is_no_trouble_of_the_parallel_run(demo, fresh):
+    broken: Any = ModuleType("broken")  # where nothing is put back
+    broken.calls, broken.after, model = 0, PROBES + 1, demo.clone()
+
+    def failing(args: dict[str, Any]) -> Tensor:
+        broken.calls += 1
+        if broken.calls > broken.after:
+            raise RuntimeError("a file is missing")
+        return 1.01 * args["denoised"]
+
+    model.set_model_sampler_post_cfg_function(failing)
+    with pytest.raises(RuntimeError, match="a file is missing"):
+        draw(model, Settings(window=4), steps=12)
+    assert broken.calls == PROBES + 3 and [known.trouble for known in fresh._known.values()] == [None]
+    broken.after = 10**6
+    assert draw(model, Settings(window=4), steps=12)[1].fallback is None
 
 
 def test_two_rows_that_do_not_fit(demo, fresh, monkeypatch):
