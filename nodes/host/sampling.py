@@ -89,14 +89,14 @@ def run(request: Request, settings: Settings, outcome: Outcome, warm: Trajectory
         ValueError: an input is out of bounds; one sentence that names it.
     """
     samples = fitted_latent(request.model, request.latent)
-    sigmas = schedule_of(request)
+    noise, sigmas = _noise(request, samples), schedule_of(request)  # the host seeds torch where nothing is to do, too
     result = samples
     if sigmas is None:
         outcome.nothing_to_do(request.sampler_name, settings)
     else:
         sampler = parallel(comfy.samplers.sampler_object(request.sampler_name), settings, outcome, warm)
         result = comfy.sample.sample_custom(
-            request.model, _noise(request, samples), request.cfg, sampler, sigmas, request.positive, request.negative,
+            request.model, noise, request.cfg, sampler, sigmas, request.positive, request.negative,
             samples, noise_mask=request.latent.get("noise_mask"),
             callback=latent_preview.prepare_callback(request.model, request.steps),
             disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED, seed=request.seed,

@@ -72,6 +72,20 @@ def test_nothing_to_do_returns_the_latent(flow_model, asked):
     assert outcome.summary() == "nothing to do"
 
 
+@pytest.mark.parametrize(
+    "asked", [{"denoise": 0.0}, {"start_step": 8}, {"start_step": 20}, {"start_step": 6, "last_step": 6}], ids=str
+)
+def test_nothing_to_do_leaves_the_hosts_random_numbers(flow_model, asked):
+    """Nodes behind it may draw without a seed."""
+    image, conds = {"samples": latent(flow_model, seed=7)}, (conditioning(1), conditioning(2))
+    torch.manual_seed(11)
+    host_nodes.common_ksampler(flow_model, 3, 8, 4.0, "euler", "normal", *conds, dict(image), **asked)
+    theirs = torch.get_rng_state()
+    torch.manual_seed(11)
+    sampling.run(sampling.Request(flow_model, 3, 8, 4.0, "euler", "normal", *conds, image, **asked), EXACT, Outcome())
+    assert torch.equal(torch.get_rng_state(), theirs)
+
+
 @pytest.mark.parametrize("sampler", ["euler", "euler_ancestral", "ddim"])
 def test_noise_mask(flow_model, sampler):
     mask = (torch.rand(1, 64, 64, generator=torch.Generator().manual_seed(2)) > 0.5).float()
