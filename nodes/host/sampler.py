@@ -237,7 +237,7 @@ class _Run:
             given = model, x, sigmas, run.extra_args
             problem, why = fitting(lambda s: problem_of(captured, whole[0], s, *given), self._settings, trouble, trial)
         except CaptureError as error:
-            raise Unfit(f"the sampler cannot be made parallel: {error}") from None
+            raise Unfit(str(error)) from None
         probing, spent = (0.0, 0) if trial is None else (trial.seconds, trial.rows)
         solution = self._solved(run, problem, known)
         report = solution.report
