@@ -11,11 +11,11 @@ import comfy.model_management
 from torch import Tensor
 
 from ...paratafusion_core.errors import NotFinite
-from ...paratafusion_core.plan import Question, leaves_out
+from ...paratafusion_core.plan import WORTH, Question, collocation_work
 from .batched import BatchedModel
 from .guards import Trouble
 from .latency import Known
-from .probing import MIXES, probe, probe_alone, probe_two
+from .probing import MIXES, PROBED_ALONE, probe, probe_alone, probe_two
 from .problem import Problem
 from .randomness import same_random_numbers
 from .settings import Settings
@@ -52,6 +52,11 @@ class Trial:
     rows: int = 0
     seconds: float = 0.0
 
+    @property
+    def levels(self) -> tuple[float, ...]:
+        """``sigmas`` as ``known`` remembers them."""
+        return tuple(self.sigmas.tolist())
+
 
 def fitting(
     problem_for: Callable[[Settings], Problem], settings: Settings, trouble: Trouble | None, trial: Trial | None
@@ -85,18 +90,20 @@ def fitting(
     problem = problem_for(alone)
     if not problem.collocates:
         raise Unfit(f"{why}; collocation, which could go one by one, does not serve it, as {problem.refusal}")
-    if settings.solver == "auto" and not _leaves_out(problem):
+    if settings.solver == "auto" and not _leaves_out(problem, trial):
         raise Unfit(why)
     if trial is not None and trial.remembers:
         _probe_alone(trial, problem.batched)
     return problem, why
 
 
-def _leaves_out(problem: Problem) -> bool:
-    """Whether so few evaluations are expected that this is worth it."""
+def _leaves_out(problem: Problem, trial: Trial | None) -> bool:
+    """Whether so few evaluations are expected, those of :func:`_probe_alone` among them, that this is worth it."""
     system, options = problem.system, problem.options
     total, breaks = system.evaluations, len(system.breaks)
-    return leaves_out(Question(total, options.tolerance, options.target, options.rows, breaks=breaks))
+    question = Question(total, options.tolerance, options.target, options.rows, breaks=breaks)
+    tried = trial is None or not trial.remembers or trial.levels in trial.known.steady
+    return collocation_work(question, 1).rows + (0 if tried else PROBED_ALONE) < WORTH * total
 
 
 def _look(trial: Trial, batched: BatchedModel, look: Callable[[], str | None], several: bool) -> str | None:
@@ -137,7 +144,7 @@ def _probe(trial: Trial, batched: BatchedModel) -> None:
     known, x, sigmas = trial.known, trial.x, trial.sigmas
     if max(map(len, batched.groups(sigmas))) < 2:
         raise Unfit("no two of its evaluations have the same prompts, ControlNets and patches", alone=True)
-    levels = tuple(sigmas.tolist())
+    levels = trial.levels
     if known.trouble is None and known.mixes is None and levels not in known.apart:
         try:
             found = _look(trial, batched, lambda: _together(batched, x, sigmas), several=True)
@@ -180,8 +187,7 @@ def _probe_alone(trial: Trial, batched: BatchedModel) -> None:
     Raises:
         Unfit: they do, or the model fails. InterruptProcessingException: the user has cancelled.
     """
-    known, x, sigmas = trial.known, trial.x, trial.sigmas
-    levels = tuple(sigmas.tolist())
+    known, x, sigmas, levels = trial.known, trial.x, trial.sigmas, trial.levels
     if known.trouble is None and levels not in known.steady:
         try:
             known.trouble = _look(trial, batched, lambda: probe_alone(batched, x, sigmas), several=False)

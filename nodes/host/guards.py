@@ -10,10 +10,12 @@ import hashlib
 import inspect
 import itertools
 import math
+import re
 import weakref
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 from numbers import Number
+from types import FunctionType
 from typing import Any
 
 import comfy.model_patcher
@@ -167,8 +169,27 @@ def has_readers(model: Any, options: dict[str, Any]) -> bool:
 
 
 def may_remember(model: Any, options: dict[str, Any]) -> bool:
-    """Whether a call may depend on those before it: the host's own networks, ControlNets and hooks keep nothing."""
-    return bool(foreign_controls(model.inner_model)) or has_readers(model, options)
+    """Whether a call may depend on those before it.
+
+    The host's own networks, ControlNets and hooks keep nothing, nor do its functions and guiders of ``_ONE_LEVEL``.
+    """
+    guider = model.inner_model
+    kind = type(guider)
+    known_guider = kind.__name__ in _PLAIN_GUIDERS or _keeps_nothing(kind)
+    if foreign_controls(guider) or not _is_hosts(guider.inner_model) or not known_guider or _rebuilt(guider):
+        return True
+    return not all(map(_keeps_nothing, patches_in([options, getattr(guider, "model_options", {})])))
+
+
+def _keeps_nothing(part: Any) -> bool:
+    """Whether this is a function or a class of the host's node files that ``_ONE_LEVEL`` lists; an object may keep
+    something."""
+    if not isinstance(part, (FunctionType, type)):
+        return False
+    # another pack's function may bear the name of the one that it wraps, functools.wraps does that
+    module = part.__module__ if isinstance(part, type) else part.__globals__.get("__name__")
+    trouble = _known_trouble(part)
+    return re.split(r"[./\\]", str(module))[-2:-1] == ["comfy_extras"] and trouble is not None and trouble.alone
 
 
 def _is_hosts(network: Any) -> bool:
@@ -179,10 +200,14 @@ def _is_hosts(network: Any) -> bool:
 
 def _patched(guider: Any, options: dict[str, Any]) -> bool:
     """Whether functions are patched in, or the guider is not known to combine pictures one by one."""
-    replaced = set(getattr(guider.model_patcher, "object_patches", {})) - {"model_sampling"}
     patched = any(True for _ in patches_in([options, getattr(guider, "model_options", {})]))
-    injected = bool(getattr(guider.model_patcher, "injections", None))
-    return type(guider).__name__ not in _PLAIN_GUIDERS or bool(replaced) or patched or injected
+    return type(guider).__name__ not in _PLAIN_GUIDERS or patched or _rebuilt(guider)
+
+
+def _rebuilt(guider: Any) -> bool:
+    """Whether parts of the model were replaced, or code was injected into it."""
+    replaced = set(getattr(guider.model_patcher, "object_patches", {})) - {"model_sampling"}
+    return bool(replaced) or bool(getattr(guider.model_patcher, "injections", None))
 
 
 @dataclass(frozen=True)
