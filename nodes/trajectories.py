@@ -21,6 +21,7 @@ from .types import CATEGORY, TrajectoryType, schema
 _HIDDEN = [io.Hidden.prompt, io.Hidden.unique_id]
 _NAME_TIP = "The name under which Keep Trajectory and Recall Trajectory meet."
 _OUTPUT_MARK = " [output]"
+_ALLOWED = "a safetensors file inside the input or output folder is allowed"
 _NOTHING_TO_SAVE = (
     "nothing to save: the trajectory is empty, as after a sequential run (its report says why) or one without steps"
 )
@@ -35,12 +36,15 @@ def _client() -> str:
 
 def _described(trajectory: Trajectory) -> str:
     kind = "" if trajectory.latent is None else f" {trajectory.latent}"
-    size = trajectory.nbytes / 1e6
     sketch = "" if trajectory.part is None else f", a sketch with {trajectory.part.final} final"
     return (
         f"{trajectory.sampler}, {len(trajectory.sigmas)} evaluations{sketch}, "
-        f"{list(trajectory.shape)}{kind}, {size:.1f} MB"
+        f"{list(trajectory.shape)}{kind}, {_size(trajectory)}"
     )
+
+
+def _size(trajectory: Trajectory) -> str:
+    return f"{trajectory.nbytes / 1e6:.1f} MB"
 
 
 def _verdict(check: Callable[[str, str], str], label: str, value: str | None) -> bool | str:
@@ -88,7 +92,9 @@ class SaveTrajectory(io.ComfyNode):
         )
         file = f"{name}_{counter:05}_.safetensors"
         save_trajectory(Path(folder) / file, trajectory)
-        say_on_node(f"saved {file}: {_described(trajectory)}")
+        kind = "" if trajectory.part is None else ", a sketch"
+        # the path first, and few words behind it: a node shows about two lines
+        say_on_node(f"saved {Path(subfolder, file).as_posix()}: {trajectory.sampler}{kind}, {_size(trajectory)}")
         return io.NodeOutput(ui={"files": [{"filename": file, "subfolder": subfolder, "type": "output"}]})
 
 
@@ -160,13 +166,16 @@ def _resolved(file: str) -> Path:
     """The path of a listed file.
 
     Raises:
-        ValueError: it is no path that every system takes, or leads out of the host's folders, by a link as well.
+        ValueError: it is no text, no path that every system takes, or leads out of the host's folders, by a link as
+            well.
     """
+    if not isinstance(file, str):  # the host lets anything through a link to a list
+        raise ValueError(f"file is {file!r}; {_ALLOWED}")
     own = file.endswith(_OUTPUT_MARK)
     base = Path(folder_paths.get_output_directory() if own else folder_paths.get_input_directory()).resolve()
     path = (base / check_path("file", file.removesuffix(_OUTPUT_MARK))).resolve()
     if not path.is_relative_to(base) or path.suffix != ".safetensors":
-        raise ValueError(f"file is {file!r}; a safetensors file inside the input or output folder is allowed")
+        raise ValueError(f"file is {file!r}; {_ALLOWED}")
     return path
 
 

@@ -75,6 +75,15 @@ def test_bad_paths_are_refused_by_save_and_load(path):
         assert "allowed" in LoadTrajectory.validate_inputs(file=path + mark)
 
 
+@pytest.mark.parametrize("file", [5, 1.5, True, ["run.safetensors"]])
+def test_a_file_that_is_no_text_is_refused(file):
+    text = f"file is {file!r}; a safetensors file inside the input or output folder is allowed"
+    assert LoadTrajectory.validate_inputs(file=file) == text
+    with pytest.raises(ValueError, match="a safetensors file inside"):  # linked, it is only known now
+        LoadTrajectory.execute(file)
+    assert LoadTrajectory.fingerprint_inputs(file=file) == [[file, None]]
+
+
 def test_an_empty_path_is_said_to_be_empty():
     assert "it is empty" in refusal(check_path, "filename_prefix", "") and "absolute" in refusal(
         check_path, "file", "/x"
@@ -203,6 +212,13 @@ def test_nothing_to_save_is_said_and_no_error(said, folders):
     assert SaveTrajectory.execute(None, "run").ui is None
     assert said.pop().startswith("nothing to save: the trajectory is empty")
     assert list((folders / "output").iterdir()) == []
+
+
+def test_save_says_where_the_file_is(said, folders):
+    for prefix, file in (("run", "run_00001_.safetensors"), ("a/b", "a/b_00001_.safetensors")):
+        saved = SaveTrajectory.execute(small(latent="Pixels"), prefix).ui["files"][0]
+        assert said.pop() == f"saved {file}: euler, 0.0 MB"
+        assert (folders / "output" / saved["subfolder"] / saved["filename"]).is_file()
 
 
 def test_the_recall_of_an_unchanged_store_rests(said):
