@@ -63,4 +63,4 @@ class DemoPrompt(io.ComfyNode):
 
     @classmethod
     def execute(cls, text: str) -> io.NodeOutput:
-        return io.NodeOutput([[encode(text)[None, None], {}]])
+        return io.NodeOutput([[encode(text, "text")[None, None], {}]])

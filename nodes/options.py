@@ -6,6 +6,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from ..paratafusion_core.errors import check_real
 from .host.settings import PRESETS, SOLVERS, TOLERANCES, Settings
 from .types import CATEGORY, RARE, OptionsType, schema
 
@@ -136,6 +137,10 @@ class ParallelOptions(io.ComfyNode):
         max_rounds: int,
     ) -> io.NodeOutput:
         own = preset == OWN_TOLERANCE
+        # here, where the inputs have these names: no bounds of a widget stop a number that is none
+        if own:
+            check_real("tolerance", tolerance, low=0.0)
+        check_real("target_db", target_db, low=0.0)
         return io.NodeOutput(
             Settings(
                 solver=solver,

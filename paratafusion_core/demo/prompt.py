@@ -39,8 +39,11 @@ _FILLERS = frozenset(("a", "an", "the", "of", "on", "in", "at", "and", "with", "
 _INDEX = {word: i for i, word in enumerate(VOCABULARY)}
 
 
-def words_of(prompt: str) -> list[str]:
+def words_of(prompt: str, name: str = "prompt") -> list[str]:
     """The vocabulary words that ``prompt`` names, in its order with synonyms resolved.
+
+    Args:
+        name: what errors call the prompt.
 
     Raises:
         ValueError: a word is unknown, or two words of one group (two colours, say) are named.
@@ -53,25 +56,25 @@ def words_of(prompt: str) -> list[str]:
         if word not in _INDEX:
             close = difflib.get_close_matches(word, [*VOCABULARY, *_SYNONYMS], n=1)
             hint = f" (did you mean {close[0]!r}?)" if close else ""
-            raise ValueError(f"prompt: unknown word {raw!r}{hint}; allowed are {', '.join(VOCABULARY)}")
+            raise ValueError(f"{name}: unknown word {raw!r}{hint}; allowed are {', '.join(VOCABULARY)}")
         if word not in found:
             found.append(word)
     for group, members in _EXCLUSIVE.items():
         named = [word for word in found if word in members]
         if len(named) > 1:
-            raise ValueError(f"prompt: names more than one {group} ({', '.join(named)}); at most one is allowed")
+            raise ValueError(f"{name}: names more than one {group} ({', '.join(named)}); at most one is allowed")
     return found
 
 
-def encode(prompt: str) -> Tensor:
+def encode(prompt: str, name: str = "prompt") -> Tensor:
     """``prompt`` as the network's conditioning: a float32 multi-hot vector ``[len(VOCABULARY)]``.
 
-    The empty prompt is the zero vector, which is also the unconditional input of guidance.
+    The empty prompt is the zero vector, which is also the unconditional input of guidance. Errors call it ``name``.
 
     Raises:
         ValueError: see :func:`words_of`.
     """
     vector = torch.zeros(len(VOCABULARY), device="cpu")
-    for word in words_of(prompt):
+    for word in words_of(prompt, name):
         vector[_INDEX[word]] = 1.0
     return vector

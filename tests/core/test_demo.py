@@ -68,6 +68,8 @@ def test_unknown_words(wrong: str, hint: str | None) -> None:
     assert ("did you mean" in text) == (hint is not None)
     assert hint is None or f"did you mean '{hint}'?" in text
     assert all(word in text for word in VOCABULARY)
+    with pytest.raises(ValueError, match=f"^text: unknown word '{wrong}'"):
+        encode(wrong, "text")
 
 
 @modest

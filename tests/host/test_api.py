@@ -122,7 +122,7 @@ def test_sampler_custom_advanced_with_a_parallel_sampler(server):
 def test_bad_input_is_a_red_node_with_one_sentence(server):
     graph = demo(preset="strict")
     graph["yes"]["inputs"]["text"] = "large purpel circle"
-    with pytest.raises(PromptError, match="unknown word 'purpel'"):
+    with pytest.raises(PromptError, match="text: unknown word 'purpel'"):
         server.run(graph)
     with pytest.raises(PromptError, match="window"):
         server.queue(demo(window=-1))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from paratafusion_pack.nodes.host.graph import UNKNOWN, is_linked, problem_of
@@ -93,6 +95,15 @@ def test_entries_of_an_unknown_problem_differ():
 def chosen(**asked: object) -> Settings:
     defaults = {i.id: i.default for i in ParallelOptions.define_schema().inputs}
     return ParallelOptions.execute(**{**defaults, **asked}).args[0]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -1.0])
+def test_options_name_a_number_that_is_none_by_its_input(value):
+    with pytest.raises(ValueError, match=f"^tolerance is {value}; a finite number of at least 0 is allowed$"):
+        chosen(preset="custom", tolerance=value)
+    assert chosen(tolerance=value).tol is None  # ignored
+    with pytest.raises(ValueError, match=f"^target_db is {value}; a finite number of at least 0 is allowed$"):
+        chosen(target_db=value)
 
 
 def test_one_row_is_taken_as_two():
