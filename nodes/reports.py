@@ -30,6 +30,17 @@ def _in_words(report: Report) -> str:
     return "\n".join([headline(report), *(f"{name}: {text}" for name, text in remarks(report))])
 
 
+def _as_json(report: Report) -> str:
+    """The report as JSON to be read by people as well: a line for each value, and for each list in a list."""
+    lines = []
+    for name, value in report.to_dict().items():
+        text = json.dumps(value)
+        if isinstance(value, list) and any(isinstance(entry, list) for entry in value):
+            text = "[\n  " + ",\n  ".join(json.dumps(entry) for entry in value) + "\n ]"
+        lines.append(f" {json.dumps(name)}: {text}")
+    return "{\n" + ",\n".join(lines) + "\n}"
+
+
 class ConvergenceReport(io.ComfyNode):
     """A report as a picture and as text."""
 
@@ -53,7 +64,7 @@ class ConvergenceReport(io.ComfyNode):
         if not isinstance(report, Report):
             found = "empty" if report is None else f"a {type(report).__name__}"
             raise ValueError(f"report is {found}; the report of a parallel sampler that has run is allowed")
-        text = _in_words(report) + "\n\n" + json.dumps(report.to_dict(), indent=1)
+        text = _in_words(report) + "\n\n" + _as_json(report)
         return io.NodeOutput(_as_image(convergence(report)), text)
 
 

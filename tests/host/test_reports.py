@@ -30,7 +30,9 @@ def test_a_report_as_picture_words_and_json():
     assert words.splitlines()[0] == "euler, 4 steps: 2 model calls instead of 4"
     for line in ("doubt: it may be another picture", "warm start: same noise levels", "plan: window 8"):
         assert line in words.splitlines()
-    assert json.loads(numbers)["rows_per_round"] == [3, 2]
+    assert json.loads(numbers) == json.loads(json.dumps(report.to_dict()))
+    for line in (' "rows_per_round": [3, 2],', "  [0, [0.0, 0.001, 1.0]],", "  [2, [0.0, 0.001]]", ' "repairs": 0,'):
+        assert line in numbers.splitlines()
 
 
 def test_a_report_of_nothing_and_no_report():
