@@ -127,20 +127,20 @@ function addStyles() {
   document.head.append(link);
 }
 
+// at once: a message while the page loads would be one that nobody handles, and be lost
+api.addEventListener(EVENT, ({ detail }) => take(detail));
+api.addEventListener(BEGUN, ({ detail }) => take({ ...detail, state: "starting" }));
+api.addEventListener("promptQueueing", () => {
+  queued = root()?.id ?? null;
+});
+api.addEventListener("execution_cached", ({ detail }) => takeCached(detail?.nodes));
+for (const end of ENDS) {
+  api.addEventListener(end, ({ detail }) => setTimeout(endAll, GRACE, detail?.prompt_id));
+}
+
 app.registerExtension({
   name: "paratafusion.live",
-  setup() {
-    addStyles();
-    api.addEventListener(EVENT, ({ detail }) => take(detail));
-    api.addEventListener(BEGUN, ({ detail }) => take({ ...detail, state: "starting" }));
-    api.addEventListener("promptQueueing", () => {
-      queued = root()?.id ?? null;
-    });
-    api.addEventListener("execution_cached", ({ detail }) => takeCached(detail?.nodes));
-    for (const end of ENDS) {
-      api.addEventListener(end, ({ detail }) => setTimeout(endAll, GRACE, detail?.prompt_id));
-    }
-  },
+  setup: addStyles,
   nodeCreated(node) {
     if (NODES.has(node.comfyClass ?? node.constructor?.comfyClass) && node.addDOMWidget) addView(node);
   },

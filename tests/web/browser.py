@@ -6,7 +6,7 @@ import base64
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -34,10 +34,11 @@ def chromium_driven() -> Iterator[Browser]:
 
 
 @contextmanager
-def tab(browser: Browser, port: int) -> Iterator[Page]:
-    """A page of its own with the frontend of the server on ``port``, ready for use."""
+def tab(browser: Browser, port: int, before: Callable[[Page], None] = lambda page: None) -> Iterator[Page]:
+    """A page of its own with the frontend of the server on ``port``, ready for use; ``before`` it is loaded."""
     page = browser.new_page(viewport={"width": 1600, "height": 900})
     try:
+        before(page)
         page.goto(f"http://127.0.0.1:{port}/")
         page.wait_for_function(_READY, timeout=90_000)
         page.keyboard.press("Escape")  # the template browser of a first run
