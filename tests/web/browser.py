@@ -128,6 +128,14 @@ def thumbnail(page: Page, path: Path) -> None:
                 for (const word of words.split(' ')) {
                     if (line && pen.measureText(`${line} ${word}`).width > wide) put();
                     line = line ? `${line} ${word}` : word;
+                    while (pen.measureText(line).width > wide) {  // a path, broken as the browser breaks it
+                        let end = line.length;
+                        while (end > 1 && pen.measureText(line.slice(0, end)).width > wide) end -= 1;
+                        const rest = line.slice(end);
+                        line = line.slice(0, end);
+                        put();
+                        line = rest;
+                    }
                 }
                 put();
             }
