@@ -20,6 +20,9 @@ from .problem import Problem
 from .randomness import same_random_numbers
 from .settings import Settings
 
+#: Runs of a graph within which what was tried once must have paid off.
+_RUNS = 3
+
 
 class Unfit(Exception):
     """This run cannot be parallel; the message is the reason.
@@ -98,12 +101,15 @@ def fitting(
 
 
 def _leaves_out(problem: Problem, trial: Trial | None) -> bool:
-    """Whether so few evaluations are expected, those of :func:`_probe_alone` among them, that this is worth it."""
+    """Whether so few evaluations are expected that this is worth it.
+
+    Those of :func:`_probe_alone`, made once, must have paid off within ``_RUNS`` runs: artists draw a graph again.
+    """
     system, options = problem.system, problem.options
     total, breaks = system.evaluations, len(system.breaks)
     question = Question(total, options.tolerance, options.target, options.rows, breaks=breaks)
     tried = trial is None or not trial.remembers or trial.levels in trial.known.steady
-    return collocation_work(question, 1).rows + (0 if tried else PROBED_ALONE) < WORTH * total
+    return collocation_work(question, 1).rows + (0 if tried else PROBED_ALONE / _RUNS) < WORTH * total
 
 
 def _look(trial: Trial, batched: BatchedModel, look: Callable[[], str | None], several: bool) -> str | None:

@@ -138,14 +138,20 @@ def _add_train(learn: argparse.ArgumentParser) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line; returns the exit code: 0, 2 after bad input, or 130 after Ctrl-C."""
+    """Run the command line; returns the exit code: 0, or 2 after bad input."""
     arguments = _parser().parse_args(argv)
     try:
         arguments.run(arguments)
     except (ValueError, OSError) as error:
         print(f"paratafusion {arguments.command}: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print(f"paratafusion {arguments.command}: interrupted", file=sys.stderr)
-        return 130
     return 0
+
+
+def command() -> int:
+    """:func:`main` as installed: Ctrl-C ends it with a word and exit code 130, as shells have it."""
+    try:
+        return main()
+    except KeyboardInterrupt:
+        print("paratafusion: interrupted", file=sys.stderr)
+        return 130

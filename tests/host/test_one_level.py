@@ -218,8 +218,7 @@ def test_what_remembers_a_call_falls_back_at_window_1_too(flow_model, fresh, kin
     model = flow_model.clone()
     model.set_model_sampler_post_cfg_function(momentum)
     asked = {"positive": conditioning(1), "negative": conditioning(2), "latent_image": latent(model)}
-    # in shorter runs auto does not try what is seen to mix pictures: that would cost more than it could leave out
-    sigmas = sigmas_of(model, "euler", 30 if settings is STANDARD else 20)
+    sigmas = sigmas_of(model, "euler", 20)
     plain = comfy.samplers.sampler_object("euler")
     reference = sample(model, plain, sigmas.clone(), **asked)
     memory.clear()
