@@ -115,11 +115,11 @@ def predict_speedup(report: Report) -> None:
     later: dict[int, list[float]] = {}
     for rows, seconds in calls[1:]:
         later.setdefault(rows, []).append(seconds)
-    # no row takes longer than several
-    one = typical(later[1]) if 1 in later else min(seconds for _, seconds in calls)
-    latency = fit({rows: typical(seconds) for rows, seconds in later.items()})
-    if 1 not in later and latency is not None:
-        one = min(one, latency(1))
+    usual = {rows: typical(seconds) for rows, seconds in later.items()}
+    latency = fit(usual)
+    one = min(usual.values(), default=calls[0][1])  # no row takes longer than several
+    if 1 not in usual:
+        one = min([one, calls[0][1], *([] if latency is None else [latency(1)])])
     # rows that an earlier run had made final are none of this one's merits
     taken = max(report.frozen_per_round[0] - report.rows_per_round[0], 0) if report.warm is not None else 0
     if taken < report.sequential_nfe:
