@@ -38,8 +38,8 @@ class Report:
         plan: what the automatic plan chose and why, None where nothing was left to choose.
         probe_nfe: rows evaluated before the run to see whether the model may be batched; not part of ``nfe``.
         warm: how a warm start was used, None for a cold one.
-        seconds, model_seconds, engine_seconds: wall time; on an accelerator the wait for its queue
-            counts as the model's.
+        seconds, model_seconds, engine_seconds: wall time; on an accelerator the wait for its queue counts as the
+            model's, and what the caller's callback takes as the engine's, which the rounds' own seconds leave out.
         opening, recalled: where solver ``auto`` changed its plan, (rows, seconds) of the calls before that, and which
             rounds, counted from 0, took rows from them.
         predicted_speedup: sequential_nfe L(1) over the time of the rounds, from this run's measured latencies; None

@@ -102,7 +102,8 @@ def doubt(
         return certificate.doubt(signs.steepest)
     said = []
     if target is not None and found < target:
-        said.append(f"an estimated {found:.0f} dB of the {target:g} dB asked for")
+        near = f"{found:.0f}" if round(found) < target else f"{math.floor(10 * found) / 10:.1f}"
+        said.append(f"an estimated {near} dB of the {target:g} dB asked for")
     abrupt = abruptness(seen.turns / scales.data_rms, scales.noise[rows[:-1]])
     unknown = len(rows) < 3  # nothing was foreseen that could have surprised
     few = unknown or own_db < (_POOR_IN_NOISE if noisy else _POOR)

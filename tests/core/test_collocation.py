@@ -155,6 +155,9 @@ def test_a_missed_target_does_not_hide_the_certificates_doubt() -> None:
     seen = impact_of([0.4, 0.4], [0.0])
     both = doubt(Signs((9.0, 2.0), 1e3), [0, 1, 2], seen, scales, report, 30.0)
     assert both is not None and "30 dB of the 42 dB" in both and "another picture" in both
+    report.estimated_db = 41.97  # missed, if narrowly
+    narrow = doubt(Signs(), [0, 1, 2], seen, scales, report, 41.97)
+    assert narrow is not None and "41.9 dB of the 42 dB" in narrow
     report.estimated_db = 50.0
     alone = doubt(Signs((9.0, 2.0), 1e3), [0, 1, 2], seen, scales, report, 50.0)
     assert alone is not None and "of the 42 dB" not in alone and "more rows" in alone and "quasi-newton" in alone

@@ -361,6 +361,13 @@ def test_what_a_sketch_cost_is_checked(mixture: Make, wrong: dict[str, Any]) -> 
         replace(sketch.part, **wrong)
 
 
+def test_false_is_no_row(mixture: Make) -> None:
+    given = mixture(dtype=torch.float32)
+    part = solve(given.system, given.denoise, Options("collocation", window=4, max_rounds=4)).trajectory.part
+    with pytest.raises(ValueError, match="trajectory rows are"):
+        replace(part, rows=(False, *part.rows[1:]))
+
+
 def test_auto_goes_on_from_a_collocation_sketch(mixture: Make) -> None:
     given = mixture(dtype=torch.float32)
     sketch = solve(
