@@ -119,7 +119,7 @@ def _by_window(job: Job, question: Question, shared: Shared, why: str | None) ->
     alone = machine.most == 1 or (row_by_row(question, machine) is not None and not _goes_on(job))
     done = iterate(replace(job, denoise=timed, options=_windowed(job.options, alone)), pilot, machine.clock)
     if max(done.report.window_per_round) == 1:
-        done.report.solver = "sequential"
+        done.report.solver, done.report.predicted_speedup = "sequential", None
     _tell_calls(done.report, shared)
     if pilot.plan is not None:
         _tell_plan(done.report, pilot.plan, why, _widest(done.report))

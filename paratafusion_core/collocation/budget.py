@@ -49,9 +49,10 @@ class Budget:
     loose: int = -1
 
 
-def budget(ground: Ground, options: Options) -> Budget:
+def budget(ground: Ground, options: Options, dense: bool = True) -> Budget:
     """The plan for ``options``: window 1 walks ``rows`` nodes; wider windows spend two or three rows a round, so that
-    rows behind the front are evaluated again while it moves on. Towards a target all of them walk the same nodes."""
+    rows behind the front are evaluated again while it moves on. Towards a target all of them walk the same nodes.
+    ``dense``: there are no nodes yet, or each row up to the last one is one, evaluated once."""
     K = ground.total
     width = K if options.window == "full" else 1 if options.window == "auto" else min(int(options.window), K)
     rows = options.rows
@@ -63,7 +64,7 @@ def budget(ground: Ground, options: Options) -> Budget:
         front = placed(place_in_noise if ground.noisy else place, ground.u, rows, ground.breaks)
         return Budget(front, len(front), len(front), 1, [])
     rounds = collocation_rounds(rows, width, K)
-    if rounds >= K:  # no round is saved, so the exact picture costs no more
+    if dense and rounds >= K:  # no round is saved, so the exact picture costs no more
         return Budget(list(range(K)), K, K, 1, [])
     front = place(ground.u, max(rounds - 1, 2), early=width > 2)
     inside = subdivide(ground.u, 0, front[1], width - 1)

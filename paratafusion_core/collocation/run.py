@@ -194,7 +194,9 @@ def _start(
     begun = None if old is None else _begun(job, old, scales, evaluate, report, clock)
     if begun is not None and begun.nodes is not None:
         ground = _ground(system, scales, None)
-        plan = budget(ground, options)
+        held = len(begun.nodes.rows)
+        dense = begun.nodes.rows[-1] < held == begun.nfe + len(begun.rows)
+        plan = budget(ground, options, dense)
         if begun.nfe > begun.rounds:  # more rows than rounds
             plan = begun_wide(plan, begun.nodes.rows[-1])
         return _Start(ground, plan, begun.nodes, begun.signs, begun.rounds, begun.nfe, begun)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,16 +17,19 @@ from paratafusion_core.collocation.nodes import Ground, agree, grid
 from paratafusion_core.report import fidelity
 
 
-@pytest.mark.parametrize("w", [1.0, 3.0])
+@pytest.mark.parametrize("warm", [False, True])
+@pytest.mark.parametrize("w", [1.0, 3.0, 9.0])
 @pytest.mark.parametrize("preset", ["fast", "balanced"])
-def test_a_known_machine_makes_no_short_run_slower(ticking: Callable, w: float, preset: str) -> None:
+def test_a_known_machine_makes_no_short_run_slower(ticking: Callable, w: float, preset: str, warm: bool) -> None:
     """As after a longer run of the same model; with the ratios of 20 steps 8 steps took half as long again."""
     for steps in (2, 3, 4, 6, 8, 10, 12, 16):
         for seed in (0, 1):
-            task = make_task(Setting("demo", "euler", "normal", steps, 4.0), seed)
+            task = make_task(Setting("demo", "euler", "normal", steps, 4.6 if warm else 4.0), seed)
+            earlier = make_task(Setting("demo", "euler", "normal", steps, 4.0), seed)
+            kept = solve(earlier.system, earlier.denoise, Options("sequential")).trajectory if warm else None
             call, machine, calls = ticking(task.denoise, w, 1.0)
             known = type(machine)({rows: w + rows for rows in (1, 2, 4, 8)}, clock=machine.clock)
-            solve(task.system, call, Options("auto", preset, data_rms=task.data_rms), machine=known)
+            solve(task.system, call, Options("auto", preset, data_rms=task.data_rms), machine=known, warm=kept)
             assert sum(w + rows for rows in calls) <= 1.05 * steps * (w + 1), (steps, seed)
 
 
@@ -52,25 +57,50 @@ def test_tolerance_zero_evaluates_each_row_once(gaussian: Callable) -> None:
     assert done.report.nfe == done.report.rounds == 30 and torch.equal(done.x, exact)
 
 
-def test_the_plain_sampler_predicts_no_gain_over_itself(gaussian: Callable) -> None:
+@pytest.mark.parametrize(
+    "options", [Options("sequential"), Options("auto", window=1), Options("auto", "exact")], ids=str
+)
+def test_the_plain_sampler_predicts_no_gain_over_itself(gaussian: Callable, options: Options) -> None:
     problem = gaussian("ddim")
-    assert solve(problem.system, problem.denoise, Options("sequential")).report.predicted_speedup is None
+    report = solve(problem.system, problem.denoise, options).report
+    assert report.solver == "sequential" and report.predicted_speedup is None
 
 
-@pytest.mark.parametrize("steps", [14, 16, 18])
-def test_2m_on_normal_is_not_told_too_much(steps: int) -> None:
-    """Its last steps weigh anew what was interpolated before: by 5 to 13 dB (8 to 9 in the mean) it was."""
+@pytest.mark.parametrize(("steps", "rows", "more"), [(10, 12, 30), (10, 16, 30), (20, 30, 60), (8, 30, 30)])
+def test_a_sketch_of_few_steps_goes_on_to_its_rows(steps: int, rows: int, more: int) -> None:
+    """Each row once is no plan for a run that takes over a few rows far apart."""
+    for seed in (0, 1):
+        task = make_task(Setting("demo", "euler", "karras", steps, 4.0), seed)
+        exact = solve(task.system, task.denoise, Options("sequential")).x
+        options = Options("collocation", window=4, rows=rows, data_rms=task.data_rms)
+        sketch = solve(task.system, task.denoise, replace(options, max_rounds=4)).trajectory
+        done = solve(task.system, task.denoise, replace(options, rows=more), warm=sketch)
+        assert fidelity(done.x, exact, 2.0).psnr_db > 60
+
+
+@pytest.mark.parametrize(("steps", "cfg"), [(16, 4.0), (20, 7.0), (25, 7.0)])
+def test_2m_on_normal_is_not_told_too_much(steps: int, cfg: float) -> None:
+    """Its last steps weigh anew what was interpolated before. Of 16 seeds each the medians are -3.0, 1.8 and 1.7 dB too
+    much; they were 5.6, 6.3 and 5.2 with a look at each gap's own end alone."""
     off = []
-    for seed in range(600, 604):
-        task = make_task(Setting("demo", "dpmpp_2m", "normal", steps, 7.0), seed)
+    for seed in range(600, 608):
+        task = make_task(Setting("demo", "dpmpp_2m", "normal", steps, cfg), seed)
         exact = solve(task.system, task.denoise, Options("sequential")).x
         options = Options("collocation", window=1, target_db=42.0, data_rms=task.data_rms, peak=2.0)
         done = solve(task.system, task.denoise, options)
         assert done.report.estimated_db is not None
-        # of all rows it says what it can, and there is nothing more to do
-        true = fidelity(done.x, exact, 2.0).psnr_db
-        off.append(done.report.estimated_db - true if done.report.nfe < steps else 0.0)
-    assert sum(off) / len(off) < 2 and max(off) < 6
+        off.append(done.report.estimated_db - fidelity(done.x, exact, 2.0).psnr_db)
+    assert -5.0 < statistics.median(off) < 4.5
+
+
+def test_where_2m_weighs_most_anew_all_rows_are_evaluated() -> None:
+    """13 of 16 rows were told 48 dB and came to 32 to 39."""
+    for seed in range(600, 604):
+        task = make_task(Setting("demo", "dpmpp_2m", "normal", 16, 7.0), seed)
+        exact = solve(task.system, task.denoise, Options("sequential")).x
+        options = Options("collocation", window=1, target_db=42.0, data_rms=task.data_rms, peak=2.0)
+        done = solve(task.system, task.denoise, options)
+        assert done.report.nfe == 16 or fidelity(done.x, exact, 2.0).psnr_db > 40
 
 
 def ground(C: Tensor, sigmas: Tensor) -> Ground:
