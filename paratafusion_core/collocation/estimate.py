@@ -55,7 +55,7 @@ def expected_error(ground: Ground, nodes: Nodes, seen: Impact, noise: Tensor, wi
     Samplers of higher order weigh anew, in later states, what was interpolated before. At the end of ``normal`` 2M goes
     from noise 0.27 to 0.03 in one step, which weighs D of the row before -2.5 times. With a look at each gap's own end
     alone its runs of 16 steps at CFG 4 and of 20 and 25 at CFG 7 were told 6.7, 6.3 and 5.9 dB too much in the mean,
-    now -2.6, 2.4 and 2.8 (16 seeds each), and ``lms`` and ``ipndm_v`` (normal 50, weights 7, -6, 5, -3 ..) 3.7 and 4.2,
+    now -4.1, 1.8 and 2.5 (16 seeds each), and ``lms`` and ``ipndm_v`` (normal 50, weights 7, -6, 5, -3 ..) 3.7 and 4.2,
     now -1.1 and -0.4 (8 seeds). It costs runs of 2M-50 and 100 about a dB: 2 % fewer of all runs are within 3 dB.
 
     What is told wrongly was decided early. There D turns within one gap of two rows, the state behind it is off by

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -80,7 +81,7 @@ def test_a_sketch_of_few_steps_goes_on_to_its_rows(steps: int, rows: int, more: 
 
 @pytest.mark.parametrize(("steps", "cfg"), [(16, 4.0), (20, 7.0), (25, 7.0)])
 def test_2m_on_normal_is_not_told_too_much(steps: int, cfg: float) -> None:
-    """Its last steps weigh anew what was interpolated before. Of 16 seeds each the medians are -3.0, 1.8 and 1.7 dB too
+    """Its last steps weigh anew what was interpolated before. Of 16 seeds each the medians are -4.9, 1.0 and 1.2 dB too
     much; they were 5.6, 6.3 and 5.2 with a look at each gap's own end alone."""
     off = []
     for seed in range(600, 608):
@@ -90,17 +91,26 @@ def test_2m_on_normal_is_not_told_too_much(steps: int, cfg: float) -> None:
         done = solve(task.system, task.denoise, options)
         assert done.report.estimated_db is not None
         off.append(done.report.estimated_db - fidelity(done.x, exact, 2.0).psnr_db)
-    assert -5.0 < statistics.median(off) < 4.5
+    assert -8.0 < statistics.median(off) < 4.5
 
 
-def test_where_2m_weighs_most_anew_all_rows_are_evaluated() -> None:
-    """13 of 16 rows were told 48 dB and came to 32 to 39."""
+def test_rows_that_weigh_more_than_all_are_evaluated() -> None:
+    """Left out, they took 2M-16 at CFG 7 to 32 to 39 dB with 13 rows, told 48."""
+    near = []
     for seed in range(600, 604):
         task = make_task(Setting("demo", "dpmpp_2m", "normal", 16, 7.0), seed)
+        seen: list[float] = []
+
+        def noted(x: Tensor, sigma: Tensor, task: Any = task, seen: list[float] = seen) -> Tensor:
+            seen.extend(sigma.tolist())
+            return task.denoise(x, sigma)
+
         exact = solve(task.system, task.denoise, Options("sequential")).x
         options = Options("collocation", window=1, target_db=42.0, data_rms=task.data_rms, peak=2.0)
-        done = solve(task.system, task.denoise, options)
-        assert done.report.nfe == 16 or fidelity(done.x, exact, 2.0).psnr_db > 40
+        near.append(fidelity(solve(task.system, noted, options).x, exact, 2.0).psnr_db)
+        assert seen[: len(set(seen))] == sorted(set(seen), reverse=True)  # on the way, not in an afterthought
+        assert {round(float(level), 5) for level in task.system.sigmas[-3:]} <= {round(level, 5) for level in seen}
+    assert sum(near) / len(near) > 45 and min(near) > 33
 
 
 def ground(C: Tensor, sigmas: Tensor) -> Ground:
