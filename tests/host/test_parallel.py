@@ -56,7 +56,7 @@ def test_a_flow_that_begins_with_its_largest_level_twice(flow_model, name, level
 
 @pytest.mark.parametrize("settings", [EXACT, Settings(preset="standard")], ids=str)
 @pytest.mark.parametrize("name", ["euler", "heun", "uni_pc", "lcm"])
-def test_a_level_below_zero_falls_back(flow_model, name, settings):
+def test_a_level_below_zero_falls_back(flow_model, fresh, name, settings):
     inner, levels = comfy.samplers.sampler_object(name), torch.tensor([1.0, 0.5, -0.1, 0.0])
     asked = {"positive": conditioning(1), "negative": conditioning(2), "latent_image": latent(flow_model)}
     torch.manual_seed(0)
@@ -70,7 +70,7 @@ def test_a_level_below_zero_falls_back(flow_model, name, settings):
     assert torch.equal(result.nan_to_num(7.0), reference.nan_to_num(7.0))
 
 
-def test_a_model_of_no_size_falls_back_and_a_setting_out_of_range_does_not(flow_model, monkeypatch):
+def test_a_model_of_no_size_falls_back_and_a_setting_out_of_range_does_not(flow_model, fresh, monkeypatch):
     with pytest.raises(ValueError, match="window"):
         compare(flow_model, "euler", settings=Settings(window=-3))
     monkeypatch.setattr(flow_model.get_model_object("model_sampling"), "data_rms", -1.0, raising=False)
