@@ -96,13 +96,11 @@ class Machine:
     clock: Callable[[], float] = time.perf_counter
 
     def __post_init__(self) -> None:
-        for name, value, fits in (
-            ("latencies", self.latencies, isinstance(self.latencies, Mapping)),
-            ("clock", self.clock, callable(self.clock)),
-        ):
-            if not fits:
-                allowed = "a mapping of rows to seconds" if name == "latencies" else "a function"
-                raise ValueError(f"machine {name} is a {type(value).__name__}; {allowed} is allowed")
+        if not isinstance(self.latencies, Mapping):
+            kind = type(self.latencies).__name__
+            raise ValueError(f"machine latencies is a {kind}; a mapping of rows to seconds is allowed")
+        if not callable(self.clock):
+            raise ValueError(f"machine clock is a {type(self.clock).__name__}; a function is allowed")
         for rows, seconds in self.latencies.items():
             check_count("machine latencies' rows", rows)
             check_real(f"machine latency of {rows} rows", seconds, low=0.0)

@@ -41,7 +41,7 @@ class Report:
         seconds, model_seconds, engine_seconds: wall time; on an accelerator the wait for its queue counts as the
             model's, and what the caller's callback takes as the engine's, which the rounds' own seconds leave out.
         opening, recalled: where solver ``auto`` changed its plan, (rows, seconds) of the calls before that, and which
-            rounds, counted from 0, took rows from them.
+            rounds, counted from 0, took rows from them; or the round that checked a sketch's rows, one by one.
         predicted_speedup: sequential_nfe L(1) over the time of the rounds, from this run's measured latencies; None
             when no single row was measured, and of a run that ``max_rounds`` stopped.
         predicted_seconds: of the rounds, as the automatic plan had it when it was made.

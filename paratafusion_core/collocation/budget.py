@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-import torch
-
 from ..options import Options
 from ..plan import collocation_rounds, from_window, target_rows
 from .grid import even, place, place_in_noise, subdivide
@@ -64,8 +62,8 @@ def budget(ground: Ground, options: Options, dense: bool = True) -> Budget:
     width = K if options.window == "full" else 1 if options.window == "auto" else min(int(options.window), K)
     rows = options.rows
     if options.target is not None:
-        placed_ones = placed_surely(ground.u, target_rows(K, options.target, rows), ground.breaks)
-        front = sorted({*placed_ones, *_heavy(ground)})
+        spread = placed_surely(ground.u, target_rows(K, options.target, rows), ground.breaks)
+        front = sorted({*spread, *_heavy(ground)})
         return at_window(Budget(front, len(front), len(front), 1, [], open=True), width, 0)
     rows = rows or _ROWS[min(width, 4)]
     if width == 1:
@@ -94,8 +92,7 @@ def _heavy(ground: Ground) -> list[int]:
     """
     if ground.total >= _FINE:
         return []
-    alpha = torch.cat([ground.alpha, ground.alpha[-1:]]).clamp(min=1e-6)
-    most = (ground.C.abs() / alpha[:, None]).amax(0)
+    most = (ground.C.abs() / ground.signal[:, None]).amax(0)
     return [row for row, weight in enumerate(most.tolist()) if weight > _ALL]
 
 

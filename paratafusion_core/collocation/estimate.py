@@ -82,13 +82,12 @@ def expected_error(ground: Ground, nodes: Nodes, seen: Impact, noise: Tensor, wi
     """
     if len(nodes.rows) < 3:  # nothing was foreseen that could be compared
         return ground.unit
-    # the final state is taken to be without noise, and its signal to be the last row's
-    every = torch.cat([noise, noise.new_zeros(1)])
-    quiet, alpha = 1 / (1 + every**2), torch.cat([ground.alpha, ground.alpha[-1:]]).clamp(min=1e-6)
+    # the final state is taken to be without noise
+    quiet, alpha = 1 / (1 + torch.cat([noise, noise.new_zeros(1)]) ** 2), ground.signal
     times = from_window(_WIDER, width)[1] * (_NOISY if ground.noisy else 1.0)
     of_moved, of_left_out = (times * count for count in _COUNTS)
     moved = of_moved * seen.moved / alpha[nodes.rows] * quiet[nodes.rows] ** _MOVED_FADES * _regained(nodes, alpha)
-    between = of_left_out * _between(ground, nodes, seen) * _weights_inside(ground, nodes.rows, alpha, quiet)
+    between = of_left_out * _between(ground, nodes, seen) * _weights_inside(ground, nodes.rows, quiet)
     rounding = torch.finfo(nodes.D.dtype).eps * ground.unit
     return max(math.sqrt(float(moved.square().sum() + between.square().sum())), rounding)
 
@@ -115,14 +114,14 @@ def _between(ground: Ground, nodes: Nodes, seen: Impact) -> Tensor:
     return sizes * spans ** (1 / 3)
 
 
-def _weights_inside(ground: Ground, rows: list[int], alpha: Tensor, quiet: Tensor) -> Tensor:
+def _weights_inside(ground: Ground, rows: list[int], quiet: Tensor) -> Tensor:
     """``[n-1]`` what D inside each gap weighs in the state at its end, and by how much more in a later one.
 
     There the error of interpolating, t^2 (1 - t)^2 at t of the gap's way, has one sign, and the weights may have two.
-    ``alpha``, ``quiet`` are those of all states, ``[K+1]``.
+    ``quiet`` is that of all states, ``[K+1]``.
     """
-    faded, C = quiet**_LEFT_OUT_FADES, ground.C / alpha[:, None]
-    own, found = ground.inside(rows) / alpha[rows[1:]], []
+    faded, C = quiet**_LEFT_OUT_FADES, ground.C / ground.signal[:, None]
+    own, found = ground.inside(rows) / ground.signal[rows[1:]], []
     for now, (a, b) in zip(own.tolist(), itertools.pairwise(rows), strict=True):
         t = (ground.u[a + 1 : b] - ground.u[a]) / (ground.u[b] - ground.u[a])
         later = (C[b + 1 :, a + 1 : b] @ (16 * t**2 * (1 - t) ** 2)).abs() - now

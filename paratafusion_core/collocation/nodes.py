@@ -73,6 +73,11 @@ class Ground:
         return torch.nn.functional.pad(self.C.abs().cumsum(1), (1, 0))
 
     @cached_property
+    def signal(self) -> Tensor:
+        """``[K+1]`` signal level of every state, above 0; the final one's is taken to be the last row's."""
+        return torch.cat([self.alpha, self.alpha[-1:]]).clamp(min=1e-6)
+
+    @cached_property
     def quiet(self) -> Tensor:
         """``[K]`` the data's rms in a state, over sqrt(1 + noise^2)."""
         return self.unit * self.alpha / (1 + noise_at(self.u) ** 2).sqrt()

@@ -117,11 +117,11 @@ def collocate(
     rows, finished, own, widest = plan.front[:1], False, None, plan.width
     while True:
         started = clock()
-        before_it = 0.0
         if start.checked is not None and report.rounds == 0:
             rows, y, d, elapsed = start.checked.rows, start.checked.y, start.checked.d, start.checked.seconds
-            before_it = elapsed
-            report.recalled += [0] * (len(rows) > 1)  # they were evaluated one by one
+            started -= elapsed
+            if len(rows) > 1:  # they were evaluated one by one: no call of so many
+                report.recalled.append(0)
         else:
             y = states(ground, nodes, rows)
             d = evaluate(rows, y)
@@ -148,7 +148,7 @@ def collocate(
         finished = finished or not rows  # nothing left to gain: the front always has a next row
         frozen = ground.total if finished else _way(plan, nodes, spent[0])
         report.frozen_per_round.append(frozen)
-        report.seconds_per_round.append(before_it + max(clock() - started, 0.0))
+        report.seconds_per_round.append(max(clock() - started, 0.0))
         tell(frozen, 0, [*report.residuals[-1][1]], picture)
         if finished or report.rounds >= (options.max_rounds or math.inf):
             break

@@ -132,7 +132,7 @@ def test_what_later_states_weigh_anew_counts() -> None:
         y = torch.zeros(len(rows), 1, 3, dtype=torch.float64)
         nodes = agree(given, rows, y, y)
         assert torch.equal(nodes.W, grid(given, rows)[1])
-        return _weights_inside(given, rows, alpha, quiet), _regained(nodes, alpha)
+        return _weights_inside(given, rows, quiet), _regained(nodes, alpha)
 
     inside, regained = weights(C)
     assert torch.allclose(inside, ground(C, sigmas[:9].double()).inside(rows))
