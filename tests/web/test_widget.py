@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from browser import as_prompt, open_workflow
 from watching import (
+    BEGUN,
     EVENT,
     WIDGET,
     centre,
@@ -333,23 +334,35 @@ def test_a_graph_that_comes_from_the_cache_after_a_reload_says_so(server, mode):
 def test_the_first_round_does_not_show_the_run_before(server, mode):
     page, faults, _ = mode
     finish(server, page, steps=8)
-    tell = """([prompt]) => {
+    tell = """([kind, prompt]) => {
         const node = String(window.app.graph.nodes.find((n) => n.type === 'ParaTAF_KSampler').id);
         const detail = { node, workflow: window.app.rootGraph.id, prompt, steps: 8 };
-        window.app.api.dispatchEvent(new CustomEvent('paratafusion.begun', { detail }));
+        window.app.api.dispatchEvent(new CustomEvent(kind, { detail }));
     }"""
-    page.evaluate(tell, ["p"])
+    page.evaluate(tell, [BEGUN, "p"])
     until(page, "starting")
     assert words(page)["title"] == "Started" and words(page)["note"] == ""
     end = "() => window.app.api.dispatchEvent(new CustomEvent('execution_error', { detail: { prompt_id: 'p' } }))"
     page.evaluate(end)
     until(page, "stopped")
+    listen = """(kinds) => {
+        window.__told = [];
+        window.__note = (event) => window.__told.push(event.type);
+        for (const kind of kinds) window.app.api.addEventListener(kind, window.__note);
+    }"""
+    page.evaluate(listen, [BEGUN, EVENT])
     record(page)
-    set_widgets(page, SAMPLER, seed=random.randrange(10**9))
+    # long enough for frames to be drawn while it runs, on a machine whose every core is busy too
+    set_widgets(page, SAMPLER, steps=120, seed=random.randrange(10**9))
+    set_widgets(page, "ParaTAF_DemoModel", batch_size=2)
     run(page)
     until(page, "done")
-    assert drawn(page)[0]["state"] in ("starting", "running")  # of the server's own
     idle(server)
+    forget = "(kinds) => { for (const kind of kinds) window.app.api.removeEventListener(kind, window.__note) }"
+    page.evaluate(forget, [BEGUN, EVENT])
+    told = page.evaluate("() => window.__told")
+    assert told.count(BEGUN) == 1 and told[0] == BEGUN and told[-1] == EVENT
+    assert drawn(page)[0]["state"] in ("starting", "running")  # of the server's own
     assert faults == []
 
 

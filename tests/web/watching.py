@@ -15,6 +15,7 @@ from playwright.sync_api import Browser, Page
 
 WIDGET = ".paratafusion-live"
 EVENT = "paratafusion.progress"
+BEGUN = "paratafusion.begun"
 #: Elements of a page, by node; the widget's own functions read them.
 _FIND = """const node = (type) => window.app.graph.nodes.find((n) => n.type === type);
 const live = (type) => node(type).widgets.find((w) => w.name === 'paratafusion_live').element;"""
