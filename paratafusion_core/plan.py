@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from .errors import check_count, check_real
+from .errors import check_count, check_seconds
 
 T = TypeVar("T", bound=tuple[Any, ...])
 
@@ -103,8 +103,8 @@ class Machine:
             raise ValueError(f"machine clock is a {type(self.clock).__name__}; a function is allowed")
         for rows, seconds in self.latencies.items():
             check_count("machine latencies' rows", rows)
-            check_real(f"machine latency of {rows} rows", seconds, low=0.0)
-        check_real("machine engine", self.engine, low=0.0)
+            check_seconds(f"machine latency of {rows} rows", seconds)
+        check_seconds("machine engine", self.engine)
         if self.most is not None:
             check_count("machine most", self.most)
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .errors import check_count, check_real
+from .errors import check_count, check_seconds
 
 #: Entries of a list: more than any run has rounds.
 _MOST = 100_000
@@ -41,15 +41,15 @@ class Timing:
         check_count("trajectory window", self.window, low=0)
         if not isinstance(self.warm, bool):
             raise ValueError(f"trajectory warm is {self.warm!r:.80}; true or false is allowed")
-        check_real("trajectory engine", self.engine, low=0.0)
+        check_seconds("trajectory engine", self.engine)
         for rows, seconds in self.given:
             check_count("trajectory rows of a latency", rows)
-            check_real("trajectory latency", seconds, low=0.0)
+            check_seconds("trajectory latency", seconds)
         for final, rows, seconds, engine in self.rounds:
             check_count("trajectory final rows of a round", final)
             check_count("trajectory rows of a round", rows)
-            check_real("trajectory seconds of a round", seconds, low=0.0)
-            check_real("trajectory engine seconds of a round", engine, low=0.0)
+            check_seconds("trajectory seconds of a round", seconds)
+            check_seconds("trajectory engine seconds of a round", engine)
 
     @property
     def widest(self) -> int:

@@ -339,6 +339,7 @@ def test_a_target_holds_for_the_solver_that_is_chosen(task, target, least):
     ("known", "words"),
     [
         ({"latencies": {1: math.inf}}, "machine latency of 1 rows is inf"),
+        ({"latencies": {1: 1e308}}, "machine latency of 1 rows is 1e\\+308; .* at least 0 and at most 1e\\+09"),
         ({"latencies": {1: math.nan, 2: 1.0}}, "machine latency of 1 rows is nan"),
         ({"latencies": {0: 1.0}}, "machine latencies' rows is 0"),
         ({"latencies": {2: -1.0}}, "machine latency of 2 rows is -1.0"),

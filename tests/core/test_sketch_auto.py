@@ -264,6 +264,8 @@ def test_a_file_of_before_is_read(mixture: Make, tmp_path: Path) -> None:
         {"given": {"1": 1.0}},
         {"rounds": [[0, 1, 1.0, 0.0]]},
         {"rounds": [[1, 1, float("inf"), 0.0]]},
+        {"rounds": [[1, 1, 1e308, 0.0]]},
+        {"given": [[1, 1e308], [2, 1e308]]},
         {"rounds": [[1, 1, 1.0, "0"]]},
         {"rounds": [[1, 1, 1.0, 0.0]] * 100_001},
         {"more": 1},
