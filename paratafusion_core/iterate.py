@@ -65,6 +65,8 @@ def iterate(job: Job, windows: Asked | Pilot | None = None, clock: Callable[[], 
     status = Status.CONVERGED if frozen == K else Status.MAX_ROUNDS
     left = looks if same else None  # nothing was done but to look at an earlier run's rows
     trajectory = None if kept is None else _trajectory(job, problem, front, done, kept, steepest, windows, left)
+    if job.warm is not None and part is None and max(report.window_per_round) == 1:
+        report.warm = f"{report.warm}; only pictures on the way gain by it, as rows are evaluated one after the other"
     report.doubt = None if problem.exact else doubt(steepest)
     close(report, status, time.perf_counter() - begin)
     return Solution(picture.reshape(problem.shape), status, report, trajectory)

@@ -316,6 +316,14 @@ def test_a_warm_start_from_a_file_saves_rounds(path: Path, solver: str, steps: i
     assert warm < cold
 
 
+@pytest.mark.parametrize("options", [{"solver": "sequential"}, {"window": 1}], ids=str)
+def test_a_warm_start_of_one_row_after_the_other_is_told_to_save_nothing(options: dict[str, Any]) -> None:
+    kept = rounds(0, 4.0, 12)[1].trajectory
+    taken, done = rounds(0, 4.4, 12, kept, **options)
+    assert taken == 12 and "only pictures on the way gain by it" in done.report.warm
+    assert torch.equal(done.x, rounds(0, 4.4, 12, **options)[1].x)
+
+
 def test_another_latent_shape_is_refused(path: Path) -> None:
     save_trajectory(path, example())
     with pytest.raises(ValueError, match=r"warm has latent shape \[2, 3, 4\]; \[1, 2, 4, 4\]"):
