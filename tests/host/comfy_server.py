@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+#: Seconds that a graph, and an answer of the server, may take at most, on a machine that is busy with other things.
+PATIENCE, ANSWER = 600.0, 120.0
 
 
 class PromptError(RuntimeError):
@@ -41,7 +43,7 @@ class Server:
         self.log = base / "server.log"
         self._process: subprocess.Popen | None = None
 
-    def start(self, patience: float = 240.0) -> None:
+    def start(self, patience: float = PATIENCE) -> None:
         """Start, and wait until it answers.
 
         Raises:
@@ -59,7 +61,7 @@ class Server:
             try:
                 self.get("/system_stats")
                 return
-            except (urllib.error.URLError, ConnectionError):
+            except OSError:  # refused, cut off or too late
                 time.sleep(0.3)
         tail = self.text()[-3000:]
         self.stop()
@@ -88,7 +90,7 @@ class Server:
 
     def get(self, path: str) -> Any:
         """JSON of a GET."""
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=30) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=ANSWER) as answer:
             return json.loads(answer.read() or b"null")
 
     def post(self, path: str, body: Any) -> Any:
@@ -103,7 +105,7 @@ class Server:
             headers={"Content-Type": "application/json"},
         )
         try:
-            with urllib.request.urlopen(request, timeout=30) as answer:
+            with urllib.request.urlopen(request, timeout=ANSWER) as answer:
                 return json.loads(answer.read() or b"null")
         except urllib.error.HTTPError as error:
             raise PromptError(error.read().decode(errors="replace")) from None
@@ -112,7 +114,7 @@ class Server:
         """Queue a graph in API form, as our client or another one; returns its id."""
         return self.post("/prompt", {"prompt": graph, "client_id": client or self.client})["prompt_id"]
 
-    def wait(self, prompt_id: str, patience: float = 180.0) -> dict[str, Any]:
+    def wait(self, prompt_id: str, patience: float = PATIENCE) -> dict[str, Any]:
         """The history entry of a graph that has ended, however it ended."""
         end = time.monotonic() + patience
         while time.monotonic() < end:

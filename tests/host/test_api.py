@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from comfy_server import PromptError
+from comfy_server import ANSWER, PromptError
 from PIL import Image
 
 IDS = [
@@ -132,7 +132,7 @@ def test_the_node_says_why_it_fell_back(server):
     """What the live widget on the running node is told."""
     import websocket
 
-    socket = websocket.create_connection(f"ws://127.0.0.1:{server.port}/ws?clientId={server.client}", timeout=60)
+    socket = websocket.create_connection(f"ws://127.0.0.1:{server.port}/ws?clientId={server.client}", timeout=ANSWER)
     try:
         entry = server.run(demo("dpm_adaptive", preset="strict", seed=31, steps=4))
         said: dict[str, Any] = {}

@@ -7,6 +7,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from comfy_server import ANSWER
 from english import from_schemas
 from PIL import Image
 
@@ -89,7 +90,7 @@ def test_the_host_serves_pages_and_pictures(server, texts):
     """At the addresses that the frontend asks for: /extensions/<folder>/docs/, and pictures relative to it."""
 
     def get(path: str) -> tuple[str, bytes]:
-        with urllib.request.urlopen(f"http://127.0.0.1:{server.port}{path}", timeout=30) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{server.port}{path}", timeout=ANSWER) as answer:
             return answer.headers["Content-Type"], answer.read()
 
     info = server.get("/object_info")

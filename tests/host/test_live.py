@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from comfy_server import Server
+from comfy_server import ANSWER, Server
 from paratafusion_pack.nodes.host.live import BEGUN, EVENT, Live, levels
 from paratafusion_pack.nodes.host.notify import Place, current_place
 from paratafusion_pack.nodes.host.pace import PERIOD, Pace, pace_of
@@ -263,7 +263,7 @@ def test_levels_are_logarithmic_and_bounded():
 def connect(server: Server, client: str) -> Any:
     import websocket
 
-    return websocket.create_connection(f"ws://127.0.0.1:{server.port}/ws?clientId={client}", timeout=60)
+    return websocket.create_connection(f"ws://127.0.0.1:{server.port}/ws?clientId={client}", timeout=ANSWER)
 
 
 def heard(server: Server, graph: dict[str, Any], **extra: Any) -> tuple[list[dict[str, Any]], list[bytes]]:

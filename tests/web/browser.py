@@ -13,10 +13,12 @@ from typing import Any
 
 from playwright.sync_api import Browser, Page, sync_playwright
 
-_READY = "() => window.app?.graph && 'ParaTAF_KSampler' in (window.LiteGraph?.registered_node_types ?? {})"
+READY = "() => window.app?.graph && 'ParaTAF_KSampler' in (window.LiteGraph?.registered_node_types ?? {})"
 
 #: Without the last one a GPU is emulated, for a third of all the time.
 _FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-software-rasterizer"]
+#: Milliseconds that a step may take at most, on a machine that is busy with other things.
+PATIENCE = 300_000
 
 
 @contextmanager
@@ -37,10 +39,11 @@ def chromium_driven() -> Iterator[Browser]:
 def tab(browser: Browser, port: int, before: Callable[[Page], None] = lambda page: None) -> Iterator[Page]:
     """A page of its own with the frontend of the server on ``port``, ready for use; ``before`` it is loaded."""
     page = browser.new_page(viewport={"width": 1600, "height": 900})
+    page.set_default_timeout(PATIENCE)
     try:
         before(page)
         page.goto(f"http://127.0.0.1:{port}/")
-        page.wait_for_function(_READY, timeout=90_000)
+        page.wait_for_function(READY)
         page.keyboard.press("Escape")  # the template browser of a first run
         yield page
     finally:

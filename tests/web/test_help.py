@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from browser import _READY
+from browser import PATIENCE, READY
 from graphs import NODE_IDS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -30,8 +30,9 @@ _NODE = """type => {
 def japanese(page, server):
     context = page.context.browser.new_context(locale="ja-JP", viewport={"width": 1600, "height": 900})
     opened = context.new_page()
+    opened.set_default_timeout(PATIENCE)
     opened.goto(f"http://127.0.0.1:{server.port}/")
-    opened.wait_for_function(_READY, timeout=90_000)
+    opened.wait_for_function(READY)
     title = TEXTS["ParaTAF_KSampler"]["display_name"]
     opened.wait_for_function(
         "title => window.LiteGraph.registered_node_types['ParaTAF_KSampler'].title === title", arg=title

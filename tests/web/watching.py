@@ -72,7 +72,7 @@ def state(page: Page, kind: str = "ParaTAF_KSampler") -> str:
 def until(page: Page, wanted: str, kind: str = "ParaTAF_KSampler") -> None:
     """Wait until the widget has drawn this state."""
     script = f"([kind, wanted]) => {{ {_FIND} return live(kind).dataset.state === wanted }}"
-    page.wait_for_function(script, arg=[kind, wanted], timeout=60_000)
+    page.wait_for_function(script, arg=[kind, wanted])
 
 
 def words(page: Page, kind: str = "ParaTAF_KSampler") -> dict[str, str]:
