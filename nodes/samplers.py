@@ -10,7 +10,7 @@ from comfy_api.latest import io
 
 from ..paratafusion_core import Trajectory
 from .host import sampling
-from .host.graph import is_linked, problem_of, running_prompt
+from .host.graph import UNKNOWN, is_linked, problem_of, running_prompt
 from .host.sampler import parallel
 from .host.settings import Outcome, Settings
 from .types import CATEGORY, RARE, OptionsType, ReportType, TrajectoryType, schema
@@ -226,4 +226,5 @@ class ParallelSampler(io.ComfyNode):
 
     @classmethod
     def execute(cls, sampler, options=None, trajectory=None) -> io.NodeOutput:
-        return io.NodeOutput(parallel(sampler, options or Settings(), Outcome(), trajectory))
+        # which model and prompts it will run with no sampler is told
+        return io.NodeOutput(parallel(sampler, options or Settings(), Outcome(problem=UNKNOWN), trajectory))

@@ -18,6 +18,7 @@ from .batched import is_oom
 from .capture import CaptureError, capture, check_name
 from .choice import Leap, Look, NothingWins, plain_if_best
 from .fitting import Trial, Unfit, fitting
+from .graph import UNKNOWN
 from .guards import Trouble, has_readers, known_trouble, may_remember, needs_probe, parts_of
 from .latency import KNOWN, Known
 from .live import Live
@@ -86,10 +87,14 @@ def _cold_reason(warm: Trajectory | None, x: Tensor, latent: str | None) -> str 
 
 
 def _of_this(warm: Trajectory | None, problem: str | None) -> tuple[Trajectory | None, str]:
-    """``warm`` as this run may use it, and what to say of that: of another picture's sketch nothing is final."""
-    if warm is None or warm.part is None or problem is None or warm.problem == problem:
+    """``warm`` as this run may use it, and what to say of that: of another picture's sketch nothing is final.
+
+    ``problem`` is None where the caller answers for it.
+    """
+    if warm is None or warm.part is None or problem is None or warm.problem == problem != UNKNOWN:
         return warm, ""
-    return replace(warm, part=None), "; the sketch was of another prompt, model, seed or setting"
+    word = "may be" if UNKNOWN in (warm.problem, problem) else "was"
+    return replace(warm, part=None), f"; the sketch {word} of another prompt, model, seed or setting"
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from ..system import System
 from ..trajectory import Part, half
 from .doubts import Signs
 from .nodes import Ground, Nodes, Secants, agree, grid
+from .pieces import split
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ def look_again(
     scales: Scales,
     clock: Callable[[], float],
 ) -> Begun:
-    """Evaluate the telling node again, at wider windows the last, too, and compare.
+    """Evaluate the telling node again, the last of each later piece, at wider windows of all, and compare.
 
     Args:
         trajectory: ``[K, B, d]`` D of the earlier run. single: at window 1.
@@ -99,8 +100,8 @@ def look_again(
     """
     nodes = _restored(ground, part, trajectory)
     noise = scales.noise[nodes.rows]
-    place = telling(noise)
-    places = [place] if single else sorted({place, len(nodes.rows) - 1})
+    wide = [] if single else [len(nodes.rows) - 1]
+    places = sorted({telling(noise), *wide, *(piece.stop - 1 for piece in split(nodes.rows, ground.breaks)[1:])})
     rows, y = [nodes.rows[i] for i in places], nodes.y[places]
     begin = clock()
     # one by one, as a run's first evaluations are: the automatic plan measures them

@@ -146,6 +146,29 @@ def test_a_capped_run_goes_on_across_a_break() -> None:
         assert (fidelity(done.x, whole.x, 2.0).psnr_db or 0.0) > 50
 
 
+@pytest.mark.parametrize("breaks", [(), (20,)], ids=["where nothing was", "as before"])
+@pytest.mark.parametrize("window", [1, 4])
+def test_a_sketch_of_another_late_prompt_is_found_out(window: int, breaks: tuple[int, ...]) -> None:
+    """The sketch reaches behind the change, which the same start hides."""
+    task, at = make_task(Setting("demo", "ddim", "normal", 50, 4.0), 0), 20
+    first, second = (model.denoiser(model.load(), "large red ring", cfg=cfg) for cfg in (4.0, 7.0))
+    level = float(task.system.sigmas[at])
+
+    def denoise(x: Tensor, sigma: Tensor) -> Tensor:
+        return torch.cat([(second if s <= level else first)(x[i : i + 1], s[None]) for i, s in enumerate(sigma)])
+
+    options = Options("collocation", window=window, target_db=42.0, data_rms=task.data_rms, peak=2.0)
+    sketch = solve(replace(task.system, breaks=breaks), first, replace(options, max_rounds=19 if window == 1 else 10))
+    assert sketch.trajectory is not None and sketch.trajectory.part is not None
+    assert sketch.trajectory.part.rows[-1] > at
+    system = replace(task.system, breaks=(at,))
+    done = solve(system, denoise, options, warm=sketch.trajectory)
+    told = str(done.report.warm)
+    assert ("do not hold here" in told or "evaluated again" in told) if breaks else "it is of another run" in told
+    reference = solve(system, denoise, Options("sequential")).x
+    assert (fidelity(done.x, reference, 2.0).psnr_db or 0.0) > 40
+
+
 def test_other_solvers_do_not_mind(seed: int = 3) -> None:
     options = Options("quasi-newton", preset="strict", window=8)
     assert torch.equal(changed(seed, True, options)[1].x, changed(seed, False, options)[1].x)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from paratafusion_core import Options, System, load_trajectory, save_trajectory, schemes, solve
+from paratafusion_core.bench.problems import Setting, make_task, model_of
 from paratafusion_core.job import predict_speedup
 from paratafusion_core.report import Report, fidelity
 from paratafusion_core.resume import fingerprint, same_system
@@ -173,6 +174,22 @@ def test_another_problem_on_the_same_system_is_found_out(mixture: Make, from_row
     assert "do not hold here" in done.report.warm
     assert done.report.frozen_per_round[0] == 1 and done.report.rounds <= given.system.evaluations
     assert fidelity(done.x, reference).psnr_db > 45
+
+
+def test_more_guidance_for_late_rows_alone_is_found_out() -> None:
+    """At preset fast, whose rows are allowed to be off by more, on a model that follows its prompt smoothly."""
+    task = make_task(Setting("demo", "ddim", "normal", 50, 4.0), 0)
+    stronger = model_of(Setting("demo", "ddim", "normal", 50, 7.0), 0)[0]
+
+    def denoise(x: Tensor, sigma: Tensor) -> Tensor:
+        late = (sigma < 2).reshape(-1, *[1] * (x.ndim - 1))
+        return torch.where(late, stronger(x, sigma), task.denoise(x, sigma))
+
+    options = Options(preset="fast", window=16, data_rms=task.data_rms)
+    sketch = solve(task.system, task.denoise, replace(options, max_rounds=8)).trajectory
+    assert float(task.system.sigmas[sketch.part.final - 1]) < 0.5
+    assert "do not hold here" in solve(task.system, denoise, options, warm=sketch).report.warm
+    assert "continued behind" in solve(task.system, task.denoise, options, warm=sketch).report.warm
 
 
 def test_a_model_that_fails(mixture: Make) -> None:
