@@ -22,10 +22,10 @@ def _fidelity_inputs() -> list[Any]:
             "solver",
             options=list(SOLVERS),
             default="auto",
-            tooltip="auto measures your machine and chooses where window is 0, without a target from 20 evaluations "
-            "on; else it is quasi-newton, or collocation with a target. quasi-newton needs the fewest rounds, "
-            "collocation the fewest evaluations, parataa is the published method, picard the simplest. sequential is "
-            "ComfyUI's own sampler, unchanged.",
+            tooltip="With window 0 auto measures your machine and chooses; below 20 evaluations and without a target "
+            "it is the plain sampler. With a window it is quasi-newton, or collocation with a target. quasi-newton "
+            "needs the fewest rounds, collocation the fewest evaluations, parataa is the published method, picard the "
+            "simplest. sequential is ComfyUI's own sampler, unchanged.",
         ),
         io.Combo.Input(
             "preset",

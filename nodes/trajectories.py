@@ -91,7 +91,11 @@ class SaveTrajectory(io.ComfyNode):
             check_path("filename_prefix", filename_prefix), folder_paths.get_output_directory()
         )
         file = f"{name}_{counter:05}_.safetensors"
-        save_trajectory(Path(folder) / file, trajectory)
+        try:
+            save_trajectory(Path(folder) / file, trajectory)
+        except ValueError as error:  # too large
+            say_on_node(f"not saved: {error}")
+            return io.NodeOutput()
         kind = "" if trajectory.part is None else ", a sketch"
         # the path first, and few words behind it: a node shows about two lines
         say_on_node(f"saved {Path(subfolder, file).as_posix()}: {trajectory.sampler}{kind}, {_size(trajectory)}")
@@ -213,9 +217,13 @@ class KeepTrajectory(io.ComfyNode):
     def execute(cls, trajectory: Trajectory | None, name: str) -> io.NodeOutput:
         key = (_client(), check_name("name", name))
         if trajectory is None:
-            say_on_node("nothing to keep: the sampler ran sequentially")
+            say_on_node("nothing to keep: the sampler ran sequentially, or had no steps to run")
             return io.NodeOutput(None)
-        gone = STORE.keep(key, Entry(trajectory, problem_of(cls.hidden.prompt, cls.hidden.unique_id)))
+        try:
+            gone = STORE.keep(key, Entry(trajectory, problem_of(cls.hidden.prompt, cls.hidden.unique_id)))
+        except ValueError as error:  # too large
+            say_on_node(f"not kept: {error}")
+            return io.NodeOutput(trajectory)
         said = f"kept {name!r}: {_described(trajectory)}"
         if gone:
             names = ", ".join(repr(n) if client == key[0] else "another browser's" for client, n in gone)

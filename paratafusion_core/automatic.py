@@ -52,12 +52,14 @@ def automatic(job: Job, machine: Machine) -> Solution:
 
 
 def _question(job: Job) -> tuple[Question, str | None]:
-    """What a plan is asked for, and why collocation is no candidate although a target is asked for, or None."""
+    """What a plan is asked for, and why collocation is no candidate although a target or rows are given, or None."""
     system, options = job.system, job.options
     K = system.evaluations
     asks = options.target_db is not None or options.preset in TARGETS
     why = None if not asks else "tolerance 0 is asked for" if options.tolerance == 0 else refusal(system)
     target = (options.target or 0.0) if asks and why is None else None
+    if options.rows is not None and not asks:
+        why = "no target in dB is asked for, without which rows are of no use"
     question = Question(K, options.tolerance, target, options.rows, job.warm is not None, len(system.breaks))
     if target is not None and not leaves_out(question):
         question, why = replace(question, target=None), f"it takes as many rows as the run has, {K}"

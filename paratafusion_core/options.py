@@ -98,8 +98,8 @@ class Options:
             object.__setattr__(self, "peak", check_real("peak", self.peak, above=0.0))
 
     def _check_collocation(self) -> None:
-        if self.rows is not None and check_count("rows", self.rows) < 2:
-            raise ValueError(f"rows is {self.rows!r}; a whole number of at least 2 is allowed")
+        if self.rows is not None:
+            check_count("rows", self.rows, low=2)
         if self.target_db is not None:
             check_real("target_db", self.target_db, above=0.0)
 

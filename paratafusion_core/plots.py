@@ -146,7 +146,8 @@ def remarks(report: Report) -> list[tuple[str, str]]:
     if K and report.fallback is None and report.solver != "sequential":
         rows = f"{report.nfe} row{'s' * (report.nfe != 1)} evaluated"
         how = f"{rows}, {report.nfe / K:.2f} times as many as one by one"
-        found.append(("cost", f"{how}; {report.solver}, {report.preset}, tolerance {report.tolerance:g}"))
+        tolerance = "" if report.solver == "collocation" else f", {report.preset}, tolerance {report.tolerance:g}"
+        found.append(("cost", f"{how}; {report.solver}{tolerance}"))
     clock = f"{report.seconds:.2f} s, of which the model {report.model_seconds:.2f} s"
     predicted = None if report.solver == "sequential" else report.predicted_speedup
     for speed, kind in ((report.measured_speedup, "measured"), (predicted, "predicted")):

@@ -31,9 +31,9 @@ from .trajectory import Part, half
 CHECKED = 8
 #: Half precision's rounding of D (rms in units of the data's), with room to spare: 4e-4 on the demo network.
 ROUNDING = 2e-3
-#: D of a final row may change by so many tolerances: SLACK at most, and at noise sigma LATE (1 + sigma^2). Measured below
-#: noise 1 are 0.96 at most, from 1 to 2 2.1, from 2 to 4 7.8, beyond 13.7 (1500 rows of the demo network and the mixture,
-#: five samplers, three solvers, fast and balanced, 2 to 6 seeds), most where the mixture decides for a mode.
+#: D of a final row may change by so many tolerances: SLACK at most, and at noise sigma LATE (1 + sigma^2). Measured are
+#: 0.96 at most below noise 1, 2.1 from 1 to 2, 7.8 from 2 to 4, 13.7 beyond (1700 rows of the demo network and the
+#: mixture, five samplers, three solvers, fast and balanced, 2 to 6 seeds), most where the mixture decides for a mode.
 SLACK, LATE = 15.0, 2.0
 #: The noise, in units of the data's rms, at which one row tells most: late rows depend on their state alone, early ones
 #: on nothing yet. With 5, 7 and 10 none of 128 collocation runs of another CFG was taken for the same (mixture, DDIM

@@ -21,14 +21,13 @@ class Place:
 
     Attributes:
         server: the host's ``PromptServer``. client: the client that queued the graph.
-        executing: id of the node that runs. prompt: id of its prompt.
+        prompt: id of the graph that runs.
         shown: id of the node with the live widget, ``12:5`` inside a subgraph; None where no node can be told.
         workflow: id of the workflow that was queued, None where it is not known.
     """
 
     server: Any
     client: str
-    executing: str
     prompt: str
     shown: str | None
     workflow: str | None
@@ -45,7 +44,7 @@ def current_place() -> Place | None:
     if context is None or client is None or not hasattr(server, "send_sync"):
         return None
     node, prompt = str(context.node_id), str(context.prompt_id)
-    return Place(server, client, node, prompt, _shown_on(node), _workflow(server, prompt))
+    return Place(server, client, prompt, _shown_on(node), _workflow(server, prompt))
 
 
 def say_on_node(text: str) -> None:

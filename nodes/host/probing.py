@@ -99,11 +99,6 @@ def probe_two(denoise: Denoise, x: Tensor, sigmas: Tensor) -> str | None:
     return MIXES if _differ(forth[0], back[0]) or _differ(forth[1], back[1]) else None
 
 
-def probed(sigmas: Tensor) -> int:
-    """Rows that :func:`probe` evaluates for these noise levels."""
-    return 2 * len(_tried(sigmas)) + 4
-
-
 def _states(x: Tensor, count: int) -> list[Tensor]:
     noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(1)).to(x)
     return [(1 - 0.9 * part) * x + 0.2 * part * noise for part in torch.linspace(0, 1, count).tolist()]

@@ -18,7 +18,8 @@ Line = tuple[str, list[tuple[float, float]]]
 def plots(rows: Sequence[Row]) -> Iterator[tuple[str, Image.Image]]:
     """Named plots of each model's DDIM runs at CFG 4, as far as ``rows`` holds them."""
     for (model,), runs in grouped(rows, ("model",)).items():
-        ddim = [r for r in runs if (r["sampler"], r["cfg"]) == ("ddim", 4.0) and r["solver"] != "collocation"]
+        ddim = [r for r in runs if (r["sampler"], r["cfg"], r["preset"]) == ("ddim", 4.0, "balanced")]
+        ddim = [r for r in ddim if r["solver"] != "collocation"]
         against = _against_steps([r for r in ddim if r["window"] == "full"])
         if any(len(points) > 1 for _, points in against):
             yield f"{model}-rounds", chart(f"{model}, DDIM, CFG 4, full window: mean rounds", "steps", against)

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from .. import options as choices
 from .. import schemes
 from ..cli.sample import Task
 from ..devices import check_device
@@ -121,12 +120,11 @@ def entries(setting: Setting) -> Iterator[tuple[str, float, Rival]]:
             yield f"{guess} even", n, skip
     for guess, size in itertools.product(("held", "linear"), THRESHOLDS):
         yield f"{guess} threshold", size, skip
-    if "collocation" in choices.SOLVERS:
-        for n in ladder:
-            yield "collocation 1", n, collocation
-        for n in PIPELINED:
-            if n < setting.steps and setting.sampler != "ddpm":  # which it serves at window 1
-                yield "collocation 4", n, collocation
+    for n in ladder:
+        yield "collocation 1", n, collocation
+    for n in PIPELINED:
+        if n < setting.steps and setting.sampler != "ddpm":  # which it serves at window 1
+            yield "collocation 4", n, collocation
 
 
 KEYS = ("model", "sampler", "schedule", "steps", "cfg", "rival", "size", "seed")

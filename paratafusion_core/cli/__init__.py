@@ -104,7 +104,7 @@ def _add_sample(one: argparse.ArgumentParser) -> None:
         "--window", type=_window, metavar="N|full|auto", help="rows evaluated together (default: 8, collocation 1)"
     )
     one.add_argument("--preset", choices=tuple(PRESETS), default="balanced", help="tolerance, or target of collocation")
-    one.add_argument("--tol", type=_real, help="tolerance of your own (default: the preset's)")
+    one.add_argument("--tol", type=_real, help="tolerance of your own (default: the preset's); not of collocation")
     one.add_argument("--order", type=_whole, metavar="K", help="of ParaTAA's equations (default: 20, or the window)")
     one.add_argument(
         "--history", type=_whole, metavar="M", help="secants kept (default: 2), or iterates ParaTAA sees (default: 3)"

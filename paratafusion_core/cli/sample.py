@@ -16,7 +16,7 @@ from .. import schemes
 from ..demo import model
 from ..demo.mixture import Mixture
 from ..denoisers import Denoise
-from ..errors import check_count
+from ..errors import check_count, check_real
 from ..files import check_folder, write_json, write_tensors
 from ..noise import draw
 from ..options import Options
@@ -120,6 +120,8 @@ def kernel_floor(task: Task, reference: Tensor, rows: int) -> float:
 def run(arguments: argparse.Namespace) -> None:
     """The command. Raises ValueError on bad input, before anything is written."""
     out = check_folder(arguments.out)
+    if arguments.target is not None:
+        check_real("target", arguments.target, above=0.0)
     options = Options(
         solver=arguments.solver,
         preset=arguments.preset,

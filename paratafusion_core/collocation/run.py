@@ -20,14 +20,14 @@ from ..options import Options
 from ..report import Report
 from ..rows import Scales
 from ..system import System
-from ..trajectory import Part
+from ..trajectory import Part, half
 from .again import Begun, look_again, obstacle, part_of
 from .budget import Budget, at_window, begun_wide, budget, next_rows, unsettled
 from .doubts import Signs, doubt, watch
 from .estimate import MARGIN, decibels, expected_error
 from .grid import coordinate
 from .impact import Impact, impact
-from .nodes import SLOPE, Ground, Nodes, missed, states, with_evaluated
+from .nodes import SLOPE, Ground, Nodes, agree, missed, states, with_evaluated
 
 #: Told after each round: frozen rows, first row, residuals, the picture.
 Tell = Callable[[int, int, list[float], Tensor], Any]
@@ -71,7 +71,7 @@ class Found:
     """What a run came to.
 
     Attributes:
-        picture: ``[B, ...]``. D: ``[K, B, d]`` of all rows, if the trajectory is to be kept.
+        picture: ``[B, ...]``. D: ``[K, B, d]`` of all rows, float16 on the CPU, if the trajectory is to be kept.
         finished: not where ``max_rounds`` came first; then ``part`` is what it leaves to a second run.
     """
 
@@ -112,7 +112,7 @@ def collocate(
 
     start = _start(job, scales, evaluate, report, clock)
     ground, nodes, signs, plan, before = start.ground, start.nodes, start.signs, start.plan, start.before
-    report.window_reason = _in_words(plan, options)
+    report.window_reason = _in_words(plan, options, ground.total)
     lasting = (1 + scales.noise**2) ** -0.25
     rows, finished, own, widest = plan.front[:1], False, None, plan.width
     while True:
@@ -156,10 +156,11 @@ def collocate(
     picture = picture.reshape(system.S.shape[1:])
     if not job.keep_trajectory:
         return Found(picture, None, finished, None)
-    D = _all_rows(nodes)
-    # a warm run's nodes hold how D has changed, which without the earlier run says nothing
-    part = None if finished or before is not None else part_of(nodes, system, signs, spent)
-    return Found(picture, D if before is None else D + before, finished, part)
+    D = _all_rows(nodes, before)
+    if before is not None and not finished:  # a second run begins without that one, and interpolates D itself
+        nodes = agree(_ground(system, scales, None), nodes.rows, nodes.y, nodes.d + before[nodes.rows], nodes.secants)
+        D[nodes.rows] = half(nodes.D).cpu()
+    return Found(picture, D, finished, None if finished else part_of(nodes, system, signs, spent))
 
 
 @dataclass(frozen=True)
@@ -286,11 +287,21 @@ def _account(report: Report, nodes: Nodes, seen: Impact, scales: Scales, evaluat
     report.residuals.append((0, [value / (unit or 1.0) for value, unit in zip(values, units, strict=False)]))
 
 
-def _all_rows(nodes: Nodes) -> Tensor:
-    """``[K, B, d]`` D of every row."""
-    return (send(nodes.M, nodes.D) @ nodes.D.flatten(1)).view(len(nodes.M), *nodes.D.shape[1:])
+def _all_rows(nodes: Nodes, before: Tensor | None) -> Tensor:
+    """``[K, B, d]`` D of every row in half precision, on the CPU; ``before`` is what the nodes are changes of.
+
+    A row at a time: all of them in full precision may be more than the run itself has taken.
+    """
+    weights, flat = send(nodes.M, nodes.D), nodes.D.flatten(1)
+    D = torch.empty(len(weights), *nodes.D.shape[1:], dtype=torch.float16, device="cpu")
+    for row, weight in enumerate(weights):
+        own = (weight @ flat).view_as(D[row])
+        D[row] = half(own if before is None else own + before[row])
+    return D
 
 
-def _in_words(plan: Budget, options: Options) -> str:
+def _in_words(plan: Budget, options: Options, total: int) -> str:
+    if options.target is None and plan.rows >= total:
+        return f"collocation: all {total} rows, so that no evaluation is saved"
     goal = f"{plan.rows} evaluations" if options.target is None else f"a target of {options.target:g} dB"
     return f"collocation: {len(plan.front)} rows to start with, {goal}"

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..job import Job, Progress, Solution, Status, close
 from ..rows import Scales
-from ..trajectory import Trajectory, half
+from ..trajectory import Trajectory
 from .run import collocate, refusal
 
 
@@ -43,7 +43,7 @@ def by_collocation(
     found = collocate(job, scales, report, tell, window, clock)
     trajectory = None
     if found.D is not None:
-        kept = half(found.D).reshape(K, *shape).cpu()
+        kept = found.D.reshape(K, *shape)
         trajectory = Trajectory(
             kept, system.sigmas.clone(), system.sampler, flow=options.flow, part=found.part, noisy=system.noisy
         )

@@ -192,6 +192,31 @@ def test_more_guidance_for_late_rows_alone_is_found_out() -> None:
     assert "continued behind" in solve(task.system, task.denoise, options, warm=sketch).report.warm
 
 
+@pytest.mark.parametrize(
+    ("options", "rounds"),
+    [
+        (Options("collocation", window=1, rows=20), 10),
+        (Options("collocation", window=1, preset="standard"), 12),
+        (Options("collocation", window=4, preset="standard"), 4),
+    ],
+    ids=["rows", "target", "wide"],
+)
+def test_a_sketch_that_began_warm_is_finished_as_a_cold_one(options: Options, rounds: int) -> None:
+    task = make_task(Setting("demo", "ddim", "normal", 50, 4.0), 1)
+    stronger = model_of(Setting("demo", "ddim", "normal", 50, 4.6), 1)[0]
+    options = replace(options, data_rms=task.data_rms, peak=2.0)
+    reference = solve(task.system, stronger, Options("sequential")).x
+    first = solve(task.system, task.denoise, Options(data_rms=task.data_rms)).trajectory
+    cold = solve(task.system, stronger, options)
+    sketch = solve(task.system, stronger, replace(options, max_rounds=rounds), warm=first)
+    done = solve(task.system, stronger, options, warm=sketch.trajectory)
+    assert "continued behind" in str(done.report.warm) and done.status == "converged"
+    spent = sketch.report.nfe + done.report.nfe
+    assert spent <= cold.report.nfe + (1 if options.window == 1 else 4)
+    truth = [fidelity(run.x, reference, 2.0).psnr_db or 0.0 for run in (cold, done)]
+    assert truth[1] > min(truth[0], 45.0) - 2
+
+
 def test_a_model_that_fails(mixture: Make) -> None:
     """At a late row the run goes back to the start, and says where the model fails; at the start it ends at once."""
     given = mixture()

@@ -31,7 +31,7 @@ class Socket:
 def live(period: float, shown: str | None = "12:5") -> tuple[Live, list[dict[str, Any]]]:
     """A channel whose clock moves by ``period`` a look, and what comes out of it."""
     socket, looks = Socket(), iter(range(10**6))
-    place = Place(socket, "client", "3", "prompt", shown, "workflow")
+    place = Place(socket, "client", "prompt", shown, "workflow")
     return Live(place, 20, Pace(clock=lambda: next(looks) * period)), socket.got
 
 
@@ -127,7 +127,7 @@ def test_many_short_runs_keep_to_ten_messages_a_second_together():
         time = Time()
         socket, pace = Stamped(time), Pace(clock=lambda: time.now, later=time.later)  # noqa: B023
         for number in range(64):
-            told = Live(Place(socket, "client", "3", "prompt", "5", None), number + 1, pace)
+            told = Live(Place(socket, "client", "prompt", "5", None), number + 1, pace)
             if number % 2:
                 told.sequential("because", None)
             else:
@@ -146,7 +146,7 @@ def test_many_short_runs_keep_to_ten_messages_a_second_together():
 def test_an_end_need_not_wait_for_the_round_before_it():
     time = Time()
     socket, pace = Stamped(time), Pace(clock=lambda: time.now, later=time.later)
-    told = Live(Place(socket, "client", "3", "prompt", "5", None), 20, pace)
+    told = Live(Place(socket, "client", "prompt", "5", None), 20, pace)
     told.round(moved(1, 9, 9), 1.0)
     time.pass_by(0.001)
     told.end(report_of(2))

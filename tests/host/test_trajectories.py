@@ -202,15 +202,25 @@ def test_keep_and_recall_say_what_happened(said):
     RecallTrajectory.execute("b")
     assert said.pop() == "recalled 'b': euler, 4 evaluations, [1, 3, 4, 4] Pixels, 0.0 MB"
     KeepTrajectory.execute(None, "d")
-    assert said.pop() == "nothing to keep: the sampler ran sequentially"
-    with pytest.raises(ValueError, match="at most 2000 can be kept"):
-        KeepTrajectory.execute(small(side=40), "huge")
+    assert said.pop() == "nothing to keep: the sampler ran sequentially, or had no steps to run"
+    huge = small(side=40)
+    assert KeepTrajectory.execute(huge, "huge").args[0] is huge  # no error: the picture is still to be saved
+    assert "not kept: " in said[-1] and "at most 2000 can be kept" in said.pop()
+    assert RecallTrajectory.execute("huge").args[0] is None
+    said.clear()
     assert RecallTrajectory.execute("b").args[0] is kept
 
 
 def test_nothing_to_save_is_said_and_no_error(said, folders):
     assert SaveTrajectory.execute(None, "run").ui is None
     assert said.pop().startswith("nothing to save: the trajectory is empty")
+    assert list((folders / "output").iterdir()) == []
+
+
+def test_what_is_too_large_to_save_is_said_and_no_error(said, folders, monkeypatch):
+    monkeypatch.setattr(sys.modules[save_trajectory.__module__], "MAX_BYTES", 100)
+    assert SaveTrajectory.execute(small(), "run").ui is None  # the picture is still to be saved
+    assert said.pop().startswith("not saved: trajectory has ")
     assert list((folders / "output").iterdir()) == []
 
 
