@@ -2,7 +2,8 @@
 
 Everything here works on flat states ``[rows, B, d]``. What a round costs beside the model call is a fixed number of
 tensor operations and one synchronisation, whatever the window; only the bit-exact mode (tolerance 0, or window 1) adds
-up row by row, and looks once more which rows have changed.
+up row by row, and looks once more which rows have changed. The quasi-Newton solver's small linear system grows with the
+window's cube: nothing up to 100 rows, 0.6 s a round with 300 and 23 s with 1000 (one core).
 """
 
 from __future__ import annotations
