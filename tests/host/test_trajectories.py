@@ -16,11 +16,13 @@ import pytest
 import torch
 from paratafusion_pack.nodes import trajectories
 from paratafusion_pack.nodes.host.demo_model import load_demo
+from paratafusion_pack.nodes.host.graph import UNKNOWN
 from paratafusion_pack.nodes.host.listing import Listing
 from paratafusion_pack.nodes.host.names import check_name, check_path
 from paratafusion_pack.nodes.host.sampler import parallel
 from paratafusion_pack.nodes.host.settings import Outcome, Settings
 from paratafusion_pack.nodes.host.store import Store
+from paratafusion_pack.nodes.samplers import ParallelSampler
 from paratafusion_pack.nodes.trajectories import KeepTrajectory, LoadTrajectory, RecallTrajectory, SaveTrajectory
 from paratafusion_pack.paratafusion_core import Trajectory, save_trajectory
 from paratafusion_pack.paratafusion_core.demo.prompt import encode
@@ -241,12 +243,12 @@ def test_the_recall_of_an_unchanged_store_rests(said):
 
 
 def draw(warm: Trajectory | None = None, cfg: float = 4.0, steps: int = 16, sampler: str = "euler", batch: int = 1,
-         max_rounds: int | None = None) -> Outcome:  # fmt: skip
+         max_rounds: int | None = None, problem: str | None = None) -> Outcome:  # fmt: skip
     """A run of the demo model through the host's own sampling."""
     model = load_demo()[0]
     plan = comfy.samplers.KSampler(model, steps, model.load_device, sampler, "normal", 1.0, model.model_options)
     latent = torch.zeros(batch, 3, 32, 32)
-    outcome = Outcome(want_trajectory=True)
+    outcome = Outcome(want_trajectory=True, problem=problem)
     settings = Settings(window=8, max_rounds=max_rounds)
     solver = parallel(comfy.samplers.sampler_object(sampler), settings, outcome, warm)
     yes, no = ([[encode(text)[None, None], {}]] for text in ("large red circle", ""))
@@ -286,3 +288,22 @@ def test_a_sketch_is_finished_for_the_price_of_one_run(sampler):
     assert sketch.report.nfe + finished.nfe <= whole.nfe + 8
     tweaked = draw(sketch.trajectory, sampler=sampler, cfg=6.0).report
     assert "do not hold here" in tweaked.warm
+
+
+@pytest.mark.parametrize(
+    ("made", "now", "word"),
+    [("one", "one", None), ("one", "two", "was"), ("one", UNKNOWN, "may be"), (UNKNOWN, UNKNOWN, "may be")],
+)
+def test_a_sketch_is_taken_over_only_in_a_graph_that_is_known_to_be_its_own(made, now, word):
+    sketch = dataclasses.replace(draw(max_rounds=3).trajectory, problem=made)
+    told = draw(sketch, problem=now).report.warm
+    if word is None:
+        assert "continued behind" in told
+    else:
+        assert told == f"same noise levels; the sketch {word} of another prompt, model, seed or setting"
+
+
+def test_a_sampler_node_does_not_know_what_it_will_run_with():
+    """Neither the model nor the prompts are its inputs."""
+    made = ParallelSampler.execute(comfy.samplers.sampler_object("euler"), None, None).args[0]
+    assert made.sampler_function._outcome.problem == UNKNOWN
