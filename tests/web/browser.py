@@ -13,7 +13,9 @@ from typing import Any
 
 from playwright.sync_api import Browser, Page, sync_playwright
 
-READY = "() => window.app?.graph && 'ParaTAF_KSampler' in (window.LiteGraph?.registered_node_types ?? {})"
+#: Its own first graph is there, too, which would take the place of one that is opened before.
+READY = """() => window.app?.graph && 'ParaTAF_KSampler' in (window.LiteGraph?.registered_node_types ?? {})
+    && window.app.extensionManager?.workflow?.activeWorkflow"""
 
 #: Without the last one a GPU is emulated, for a third of all the time.
 _FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-software-rasterizer"]

@@ -10,7 +10,7 @@ from typing import Any
 
 from browser import as_prompt, open_workflow, tab
 from test_widget import example
-from watching import EVENT, state
+from watching import EVENT, until
 
 SAVE = "ParaTAF_SaveTrajectory"
 #: A graph of one sampler, titled "my sampler", and a Save Trajectory behind it, with this prefix.
@@ -84,5 +84,4 @@ def test_a_message_while_the_page_loads_is_not_lost(server, browser):
 
     with tab(browser, server.port, before) as page:
         open_workflow(page, workflow)
-        page.wait_for_timeout(500)
-        assert state(page) == "done"
+        until(page, "done")

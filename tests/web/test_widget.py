@@ -76,7 +76,7 @@ def test_quickstart_from_the_template_browser_in_one_click(server, mode):
     dialog.get_by_test_id("template-workflow-quickstart").click()
     page.wait_for_function(f"() => window.app.graph.nodes.some((n) => n.type === '{SAMPLER}')")
     dialog.wait_for(state="hidden")
-    set_widgets(page, SAMPLER, steps=120, seed=random.randrange(10**9))
+    set_widgets(page, SAMPLER, steps=240, seed=random.randrange(10**9))
     set_widgets(page, "ParaTAF_DemoModel", batch_size=2)  # work for several updates of the widget
     centre(page)
     assert state(page) == "idle"
@@ -89,14 +89,14 @@ def test_quickstart_from_the_template_browser_in_one_click(server, mode):
 
     seen = drawn(page)
     counts = [int(d["progress"].split(" of ")[0]) for d in seen if d["state"] == "running"]
-    assert len(set(counts)) >= 3 and counts == sorted(counts) and counts[0] > 0 and counts[-1] <= 120
+    assert len(set(counts)) >= 3 and counts == sorted(counts) and counts[0] > 0 and counts[-1] <= 240
     assert any(d["moving"] for d in seen)
     assert filled(page) == 1
     said = words(page)
-    assert said["progress"].startswith(("120 steps", "est. speed ")) and "for 120 steps" in said["effort"]
+    assert said["progress"].startswith(("240 steps", "est. speed ")) and "for 240 steps" in said["effort"]
     rounds = int(said["title"].removeprefix("Done in ").removesuffix(" rounds"))
-    assert 1 < rounds < 120
-    assert said["gain"] == f"{120 / rounds:.1f} steps per call"
+    assert 1 < rounds < 240
+    assert said["gain"] == f"{240 / rounds:.1f} steps per call"
 
     shown = """() => {
         const node = window.app.graph.nodes.find((n) => n.type === 'SaveImage');
@@ -173,7 +173,7 @@ def test_nothing_is_left_behind(server, mode):
     page.wait_for_timeout(300)
     views, nodes = living(page)
     for moment in ("while it runs", "after its run"):
-        start(page, steps=150 if moment == "while it runs" else 8)
+        start(page, steps=1000 if moment == "while it runs" else 8)
         assert page.locator(WIDGET).count() == 1
         run(page)
         until(page, "running" if moment == "while it runs" else "done")
@@ -353,7 +353,7 @@ def test_the_first_round_does_not_show_the_run_before(server, mode):
     page.evaluate(listen, [BEGUN, EVENT])
     record(page)
     # long enough for frames to be drawn while it runs, on a machine whose every core is busy too
-    set_widgets(page, SAMPLER, steps=120, seed=random.randrange(10**9))
+    set_widgets(page, SAMPLER, steps=240, seed=random.randrange(10**9))
     set_widgets(page, "ParaTAF_DemoModel", batch_size=2)
     run(page)
     until(page, "done")
