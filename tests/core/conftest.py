@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 from torch import Tensor
 
 from paratafusion_core import System, schedules, schemes
@@ -17,6 +18,9 @@ from paratafusion_core.plan import Machine
 
 # the problems are small: threads would only wait for each other
 torch.set_num_threads(1)
+# no test is one of speed: on a busy machine any example may take long
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
 
 
 @dataclass(frozen=True)
