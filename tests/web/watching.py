@@ -113,7 +113,8 @@ def drawn(page: Page) -> list[dict[str, Any]]:
 def centre(page: Page, kind: str = "ParaTAF_KSampler") -> None:
     """Bring the node of this type to the middle of the canvas, at natural size."""
     look(page, kind, """(() => {
-        const ds = window.app.canvas.ds, box = node(kind).getBounding();
+        // not its bounding box, which is empty until a frame is drawn
+        const ds = window.app.canvas.ds, { pos, size } = node(kind), box = [pos[0], pos[1] - 30, size[0], size[1] + 30];
         ds.scale = 1;
         ds.offset = [700 - box[0] - box[2] / 2, 450 - box[1] - box[3] / 2];
         window.app.canvas.setDirty(true, true);
