@@ -38,6 +38,20 @@ def _returned(whose: str, D: Any, x: Tensor) -> Tensor:
     return D
 
 
+def as_flow(denoise: Denoise) -> Denoise:
+    """A VE-scaled ``denoise`` for flow states ``(1 - sigma) x0 + sigma eps``, which is exact.
+
+    Over 1 - sigma these are VE states of noise sigma / (1 - sigma); at pure noise, where the state says nothing of the
+    picture, a level far beyond every schedule stands for infinity.
+    """
+
+    def call(x: Tensor, sigma: Tensor) -> Tensor:
+        alpha = (1 - sigma).clamp(min=1e-4)
+        return denoise(x / alpha.reshape(-1, *[1] * (x.ndim - 1)).to(x), sigma / alpha)
+
+    return call
+
+
 def from_network(
     network: Network,
     prediction: str,

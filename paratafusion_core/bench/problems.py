@@ -7,14 +7,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
-from torch import Tensor
-
 from ..cli.sample import SAMPLERS, Task
 from ..demo import model
 from ..demo.ideal import Ideal
 from ..demo.mixture import Mixture
 from ..demo.prompt import COLOURS, SHAPES, SIZES
-from ..denoisers import Denoise
+from ..denoisers import Denoise, as_flow
 from ..noise import draw
 from ..schedules import SCHEDULES
 
@@ -60,16 +58,6 @@ def mixture() -> Mixture:
 @lru_cache(maxsize=1)
 def ideal() -> Ideal:
     return Ideal.make()
-
-
-def as_flow(denoise: Denoise) -> Denoise:
-    """A VE-scaled ``denoise`` for flow states ``(1 - sigma) x0 + sigma eps``, which are VE states times 1 - sigma."""
-
-    def call(x: Tensor, sigma: Tensor) -> Tensor:
-        alpha = (1 - sigma).clamp(min=1e-4)  # at sigma 1 the state says nothing of the picture
-        return denoise(x / alpha.reshape(-1, *[1] * (x.ndim - 1)).to(x), sigma / alpha)
-
-    return call
 
 
 def model_of(setting: Setting, seed: int, device: str = "cpu") -> tuple[Denoise, tuple[int, ...], float | None, float]:

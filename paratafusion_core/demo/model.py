@@ -7,9 +7,8 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
 
-from ..denoisers import Denoise, from_network, guided
+from ..denoisers import Denoise, as_flow, from_network, guided
 from ..errors import check_real
 from .network import DemoNet
 from .prompt import encode
@@ -22,7 +21,11 @@ SHAPE = (3, SIDE, SIDE)
 
 
 def load(path: Path = WEIGHTS, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu") -> DemoNet:
-    """The network with the weights of ``path``, in eval mode.
+    """The network with the weights of ``path``, in eval mode, without gradients.
+
+    Args:
+        path: a safetensors file of ``paratafusion train-demo``; the embedded one by default.
+        dtype: of the weights in memory; the file's are float16.
 
     Raises:
         ValueError: there is no such file, or it does not hold this network.
@@ -57,12 +60,4 @@ def denoiser(network: DemoNet, prompt: str, cfg: float = 4.0, batch: int = 1, fl
     dtype = next(network.parameters()).dtype
     call = guided(network, context, torch.zeros_like(context), cfg)
     ve = from_network(call, "v", dtype=dtype)
-    if not flow:
-        return ve
-
-    def denoise(x: Tensor, sigma: Tensor) -> Tensor:
-        # x / (1 - t) has VE noise level t / (1 - t); at pure noise a level far beyond the schedule stands for infinity
-        alpha = (1 - sigma).clamp(min=1e-4)
-        return ve(x / alpha.reshape(-1, *[1] * (x.ndim - 1)), sigma / alpha)
-
-    return denoise
+    return as_flow(ve) if flow else ve

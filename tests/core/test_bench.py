@@ -263,6 +263,9 @@ def test_brief_and_plots() -> None:
     assert set(drawn) == {"demo-rounds", "demo-psnr"}
     colours = {colour for _, colour in drawn["demo-rounds"].getcolors(1 << 20) or []}
     assert {(46, 125, 120), (232, 148, 64)} <= colours, "first and last line are drawn"
+    fast = [row("parataa", 99, 10.0, preset="fast", steps=n, window=w) for n in (25, 50) for w in (16, "full")]
+    more = dict(curves.plots([*steps, *fast]))
+    assert all(more[name].tobytes() == image.tobytes() for name, image in drawn.items()), "a preset of its own"
     assert not list(curves.plots([row("picard", 5, 60.0, cfg=1.0)])), "nothing to draw"
 
 

@@ -153,6 +153,7 @@ BAD = [
     (["--batch", "0"], "batch", "0"),
     (["--seed", "-1"], "seed", "-1"),
     (["--rows", "9"], "rows", "9"),
+    (["--solver", "collocation", "--target", "0"], "target is 0.0", "above 0"),
     (["--target", "40"], "target", "40"),
     (["--solver", "magic"], "solver", "'magic'"),
     (["--preset", "best"], "preset", "'best'"),

@@ -73,6 +73,7 @@ def test_every_row_evaluated_is_the_sequential_picture(window: int) -> None:
     assert fidelity(done.x, exact).psnr_db > (200 if window == 1 else 60)
     if window == 1:
         assert done.report.rounds == done.report.nfe == 30
+        assert done.report.window_reason == "collocation: all 30 rows, so that no evaluation is saved"
 
 
 def test_tolerance_zero_evaluates_all_rows_to_the_bit() -> None:

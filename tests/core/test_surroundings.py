@@ -148,6 +148,7 @@ def test_where_no_round_can_be_wide_solver_auto_is_the_plain_sampler_to_the_bit(
         (12, Options("auto", "standard", window="auto"), "fewer than 20 evaluations"),
         (24, Options("auto", "standard", window=1), "auto: asked for one row"),
         (24, Options("auto", target_db=40.0, tol=0.0), "tolerance 0"),
+        (12, Options("auto", rows=6), "no target in dB is asked for"),
     ],
 )
 def test_why_there_is_no_collocation_is_said_where_there_is_no_plan_either(

@@ -12,6 +12,7 @@ import pytest
 from browser import as_prompt, open_workflow
 from watching import (
     BEGUN,
+    BOX,
     EVENT,
     WIDGET,
     centre,
@@ -269,7 +270,7 @@ def test_inside_a_subgraph(server, mode):
     page.wait_for_timeout(500)
     find = f"window.app.canvas.graph.nodes.find((n) => n.type === '{SAMPLER}')"
     page.evaluate(f"""() => {{
-        const box = {find}.getBounding(), ds = window.app.canvas.ds;
+        const box = {BOX}({find}), ds = window.app.canvas.ds;
         ds.scale = 1;
         ds.offset = [700 - box[0] - box[2] / 2, 450 - box[1] - box[3] / 2];
         window.app.canvas.setDirty(true, true);

@@ -6,7 +6,7 @@ from typing import Any
 
 from browser import open_workflow
 from test_widget import SAMPLER, example, idle, run, start
-from watching import EVENT, WIDGET, centre, look, screenshots, state, until, words
+from watching import BOX, EVENT, WIDGET, centre, look, screenshots, state, until, words
 
 #: A message as nodes/host/live.py sends it, of a run of twenty steps.
 MESSAGE = {"rows": 20, "steps": 20, "frozen": 12, "round": 4, "nfe": 30, "first": 12, "levels": [0, 0.3, 0.6, 1]}
@@ -154,11 +154,11 @@ def test_a_name_never_becomes_a_link(server, mode):
         if node["type"] in ("ParaTAF_KeepTrajectory", "ParaTAF_RecallTrajectory"):
             node["widgets_values"][0] = "www.example.com"
     open_workflow(page, workflow)
-    page.evaluate("""() => {
-        const { app } = window, box = app.graph.nodes.find((n) => n.type === 'ParaTAF_KeepTrajectory').getBounding();
+    page.evaluate(f"""() => {{
+        const {{ app }} = window, box = {BOX}(app.graph.nodes.find((n) => n.type === 'ParaTAF_KeepTrajectory'));
         app.canvas.ds.offset = [500 / app.canvas.ds.scale - box[0], 300 / app.canvas.ds.scale - box[1]];
         app.canvas.setDirty(true, true);
-    }""")
+    }}""")
     run(page)
     page.get_by_text("kept 'www.").first.wait_for()
     assert page.locator("a[href*='example.com']").count() == 0

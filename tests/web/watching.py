@@ -14,6 +14,8 @@ from comfy_server import Server
 from playwright.sync_api import Browser, Page
 
 WIDGET = ".paratafusion-live"
+#: ``[x, y, width, height]`` of a node with its title; its own bounding box is empty until a frame is drawn.
+BOX = "((n) => [n.pos[0], n.pos[1] - 30, n.size[0], n.size[1] + 30])"
 EVENT = "paratafusion.progress"
 BEGUN = "paratafusion.begun"
 #: Elements of a page, by node; the widget's own functions read them.
@@ -112,13 +114,12 @@ def drawn(page: Page) -> list[dict[str, Any]]:
 
 def centre(page: Page, kind: str = "ParaTAF_KSampler") -> None:
     """Bring the node of this type to the middle of the canvas, at natural size."""
-    look(page, kind, """(() => {
-        // not its bounding box, which is empty until a frame is drawn
-        const ds = window.app.canvas.ds, { pos, size } = node(kind), box = [pos[0], pos[1] - 30, size[0], size[1] + 30];
+    look(page, kind, f"""(() => {{
+        const ds = window.app.canvas.ds, box = {BOX}(node(kind));
         ds.scale = 1;
         ds.offset = [700 - box[0] - box[2] / 2, 450 - box[1] - box[3] / 2];
         window.app.canvas.setDirty(true, true);
-    })()""")  # fmt: skip
+    }})()""")  # fmt: skip
     page.wait_for_timeout(300)
 
 
